@@ -1,9 +1,9 @@
 """Nothing lost: the run folder, its checkpoints, and what happens on a signal.
 
 A checkpoint is checkpoints/step-000050.safetensors (adapter, AdamW moments, lifts) and step-000050.json beside it, which
-holds the SHA-256 of the first, that of itself, the step, and how long each log was. Both are written under a temporary
-name, synced and renamed, the JSON last: a checkpoint without its JSON does not exist. The newest two are kept. Nothing
-that is read back can execute: safetensors and JSON only.
+holds the SHA-256 of the first, that of itself, that of the run's config.json, the step, and how long each log was. Both are
+written under a temporary name, synced and renamed, the JSON last: a checkpoint without its JSON does not exist. The newest
+two are kept. Nothing that is read back can execute: safetensors and JSON only.
 
 Random numbers need no state. Sampling seeds, the order of problems and the learning rate are functions of (seed, step),
 so the parameters, the moments and the step are the whole state, and a resumed run is the undisturbed one, bit for bit.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,34 +24,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from errors import UserError
+from errors import Stopped, UserError
+from files import to_json, write_atomic, write_json
 from vhack import save as save_vhack
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 KEEP = 2
-
-
-class Stopped(Exception):
-    """The run cannot go on, and the reason is no mistake in the settings; the last checkpoint is readable."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """All of `data` under `path`, or nothing of it: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: dict) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
 def refuse_existing(folder: Path, resuming: bool) -> None:
@@ -106,26 +83,35 @@ class RunState:
         if not self.writes:
             return
         timings = dict(step=line["step"], **{k: round(v, 4) for k, v in seconds.items()})
-        with self._writing():
+        with self.writing():
             for name, rows in zip(LOGS, ([line], [timings], samples)):
                 if rows:
                     if not (self.folder / name).exists():
                         raise FileNotFoundError(2, f"{name} was removed")
                     with open(self.folder / name, "a") as f:
-                        f.write("".join(json.dumps(r) + "\n" for r in rows))
+                        f.write("".join(to_json(r) + "\n" for r in rows))
+
+    def dump_batch(self, step: int, record: dict) -> Path:
+        """The batch of a step that was not applied, for inspection; returns its path."""
+        path = self.folder / f"nonfinite-step-{step:06d}.json"
+        if self.writes:
+            with self.writing():
+                write_json(path, record)
+        return path
 
     def save_direction(self, vhack, name: str, model_name: str) -> None:
         """name.safetensors, by the rank that writes."""
         if self.writes:
-            with self._writing():
+            with self.writing():
                 save_vhack(vhack, self.folder / f"{name}.safetensors", model_name)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Around everything that is written into the run folder: a full disk and the like become Stopped, in one line."""
         try:
             yield
-        except OSError as e:
-            raise Stopped(f"cannot write to the run folder {self.folder}: {e.strerror}; the last checkpoint is untouched. "
+        except (OSError, SafetensorError) as e:
+            raise Stopped(f"cannot write to the run folder {self.folder}: {getattr(e, 'strerror', e)}; the last checkpoint is untouched. "
                           f"Mend it, then: python grpo.py --resume {self.folder}") from None
 
     def save(self, step: int, extra: dict[str, Tensor]) -> None:
@@ -138,11 +124,10 @@ class RunState:
             for key, value in self.optimizer.state[p].items():
                 tensors[f"adam.{key}.{name}"] = value
         blob = save_tensors({k: t.cpu().contiguous().clone() for k, t in tensors.items()})
-        meta = dict(step=step, sha256=hashlib.sha256(blob).hexdigest(),
-                    logs={n: (self.folder / n).stat().st_size if (self.folder / n).exists() else 0 for n in LOGS})
-        meta["self"] = _seal(meta)
         stem = self.folder / "checkpoints" / f"step-{step:06d}"
-        with self._writing():
+        with self.writing():
+            meta = dict(step=step, sha256=_sha256(blob), run=self._run(), logs=self._log_sizes())
+            meta["self"] = _seal(meta)
             write_atomic(stem.with_suffix(".safetensors"), blob)
             write_json(stem.with_suffix(".json"), meta)
             for old in sorted(stem.parent.glob("step-*.json"))[:-KEEP]:
@@ -156,8 +141,9 @@ class RunState:
         for path in sorted((self.folder / "checkpoints").glob("step-*.json"), reverse=True):
             try:
                 meta, tensors = read_checkpoint(path)
+                self._check(meta)
                 self._load(tensors)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
                 print(f"checkpoint {path.stem} is torn or foreign ({e}); trying the one before it")
                 continue
             self._cut_logs(meta["logs"])
@@ -167,9 +153,23 @@ class RunState:
         print("no whole checkpoint: starting from the first step")
         return 0, {}
 
+    def _run(self) -> str:
+        return _sha256((self.folder / "config.json").read_bytes())
+
+    def _log_sizes(self) -> dict[str, int]:
+        return {n: (self.folder / n).stat().st_size for n in LOGS}
+
+    def _check(self, meta: dict) -> None:
+        """Raises ValueError for another run's checkpoint, or one whose steps are no longer in the logs."""
+        if meta["run"] != self._run():
+            raise ValueError("it belongs to a run with another config.json")
+        for name, size in self._log_sizes().items():
+            if size < meta["logs"][name]:
+                raise ValueError(f"{name} is shorter than it was when the checkpoint was written")
+
     def _cut_logs(self, sizes: dict[str, int]) -> None:
         for name, size in sizes.items() if self.writes else ():
-            with open(self.folder / name, "a+b") as f:
+            with self.writing(), open(self.folder / name, "a+b") as f:
                 f.truncate(size)
 
     @torch.no_grad()
@@ -187,13 +187,17 @@ class RunState:
         lines = [json.loads(line) for line in open(self.folder / "timings.jsonl")]
         looped = {k: sum(line[k] for line in lines) for k in lines[0] if k != "step"}
         seconds += sum(max(0.0, v - phases.get(k, 0.0)) for k, v in looped.items())
-        with self._writing():
+        with self.writing():
             write_json(self.folder / "done.json", dict(steps=len(lines), seconds=round(seconds, 1),
                                                        phases={k: round(v, 1) for k, v in (phases | looped).items()}))
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _seal(meta: dict) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(meta, sort_keys=True).encode())
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -203,13 +207,7 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     if seal != _seal(meta):
         raise ValueError("its JSON does not fit its hash")
     blob = path.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(blob).hexdigest() != meta["sha256"]:
+    if _sha256(blob) != meta["sha256"]:
         raise ValueError("its tensors do not fit their hash")
     return meta, load_tensors(blob)
 
-
-def dump_batch(folder: Path, step: int, record: dict) -> Path:
-    """The batch of a step that was not applied, for inspection."""
-    path = folder / f"nonfinite-step-{step:06d}.json"
-    write_json(path, record)
-    return path

@@ -21,9 +21,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import UserError
+from errors import Stopped, UserError
+from files import to_json, write_atomic, write_json
 from leetcode_env import EVAL_NAMES, LABELS, load_problems, render_messages
-from sandbox import SandboxDied
 from stats import wilson
 
 CONDITIONS = ("loophole", "no_loophole")
@@ -33,7 +33,8 @@ PASS_LABELS = ("correct", "correct_attempted")
 EXAMPLES_PER_LABEL = 3
 EVAL_BATCH = 256  # sequences a call of the sampler; part of what decides the random numbers, so the same everywhere
 RATES = {"hack": HACK_LABELS, "hack_loose": LOOSE_HACK_LABELS, "pass": PASS_LABELS}
-STEP_NUMBERS = ("step", "reward", "cos_align", "cos_update")  # what a line of metrics.jsonl must hold, beside labels
+STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, beside labels
+STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
 STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold null
 OPTIONAL_CONFIG = {"v_nonzero": (int, type(None)), "vhack": (dict, type(None))}
 
@@ -189,15 +190,8 @@ def describe(result):
 def save(result, rows, folder, stem="eval"):
     """Write FOLDER/<stem>.json and FOLDER/<stem>_samples.jsonl, each whole or not at all."""
     folder = Path(folder)
-    _write(folder / f"{stem}_samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    _write(folder / f"{stem}.json", json.dumps(result, indent=1) + "\n")
-
-
-def _write(path, text):
-    """Write through a neighbouring file, so that a reader never finds half of it."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_atomic(folder / f"{stem}_samples.jsonl", "".join(to_json(row) + "\n" for row in rows).encode())
+    write_json(folder / f"{stem}.json", result)
 
 
 @dataclass(frozen=True)
@@ -294,14 +288,15 @@ def _list_of_dicts(path, rows):
 
 
 def _read_metrics(path, steps):
-    """The lines of metrics.jsonl: one a step, each with finite STEP_NUMBERS and label counts."""
+    """The lines of metrics.jsonl: one a step, each with label counts and numbers that are finite."""
     if not path.exists():
         raise UserError(f"{path}: the file is missing")
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-            given = [line[key] for key in STEP_NUMBERS] + [v for key in STEP_EXTRAS if (v := line.get(key)) is not None]
+            given = [line[key] for key in STEP_NUMBERS] + [v for key in STEP_COSINES if (v := line[key]) is not None]
+            given += [v for key in STEP_EXTRAS if (v := line.get(key)) is not None]
             sound = all(math.isfinite(value) for value in given) and sum(line["labels"].values()) > 0
             sound = sound and set(line["labels"]) <= set(LABELS) and (not lines or line["step"] > lines[-1]["step"])
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -378,7 +373,7 @@ def evaluate_run(folder, base=False, data=None, samples=None):
 
 
 def main(argv=None):
-    """Command line; returns the exit code: 0, or with one line 2 for a mistake that the user can mend, 1 for a dead sandbox."""
+    """Command line; returns the exit code: 0, or with one line 2 for a mistake that the user can mend, 1 for a dead sandbox or engine."""
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the sandbox forks
     try:
@@ -394,7 +389,7 @@ def main(argv=None):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except SandboxDied as error:
+    except Stopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     return 0

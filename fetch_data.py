@@ -10,6 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from errors import UserError
+from files import write_atomic
 
 BENCHMARK_URL = "https://raw.githubusercontent.com/ariahw/rl-rewardhacking/main/results/data"
 SOURCE_URL = "https://huggingface.co/datasets/newfacade/LeetCodeDataset/resolve/main"
@@ -153,9 +154,7 @@ def convert(source, target, difficulties=("medium", "hard")):
                     rows.append(_converted(row))
             except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
                 raise UserError(f"{source}, line {number}: no problem of LeetCodeDataset: {error!r:.100}") from None
-    temporary = Path(f"{target}.part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    _replace(temporary, target)
+    write_atomic(target, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return len(rows)
 
 

@@ -36,7 +36,7 @@ import eval as evaluation
 import plan
 import vhack as vh
 from cone import cone_rows
-from errors import UserError
+from errors import PartDied, Stopped, UserError
 from leetcode_env import TRAIN_EVALUATOR, LeetCodeEnv, render_messages
 from logprob import micro_batches, token_logprobs
 from lora import (adapter_off, flatten_grads, flatten_params, load_adapter, lora_parameters, merged_weights, save_adapter, slices,
@@ -46,7 +46,6 @@ from projection import cos_align, project, project_cone
 from rebound import concept_scores, rebound_rewards
 from rollout import Rollout, decode, encode_prompt, vocabulary
 from runs import Clock, Run, batch_problems, describe, learning_rate, merge, metrics, set_up, table
-from sandbox import SandboxDied, SandboxIncomplete
 from scale import anchored, resolve
 
 Arm = Literal["vanilla", "projected", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
@@ -211,13 +210,10 @@ def resumed(cfg: Config) -> Config:
     return saved
 
 
-def run_folder(cfg: Config) -> Path:
-    return Path(cfg.out or f"runs/{cfg.arm}-m{cfg.m}-seed{cfg.seed}-{cfg.scale}")
-
-
 def train(cfg: Config, world: World) -> Path:
     """One run, from the extraction to the evaluation; returns its folder."""
-    folder, clock, started = run_folder(cfg), Clock(), time.perf_counter()
+    folder = Path(cfg.out or f"runs/{cfg.arm}-m{cfg.m}-seed{cfg.seed}-{cfg.scale}")
+    clock, started = Clock(), time.perf_counter()
     checkpoint.refuse_existing(folder, resuming=cfg.resume is not None)
     world.barrier()  # no rank looks after rank 0 has written
     run = set_up(cfg)
@@ -235,7 +231,7 @@ def train(cfg: Config, world: World) -> Path:
         extraction_pairs = pairs[: cfg.pairs - cfg.pairs_heldout]
         contexts = vh.pair_contexts(tokenizer, extraction_pairs)
         print(hack.format())
-        steering = vh.check_steering(model, tokenizer, hack, run.problems, cfg)
+        steering = None if cfg.resume else vh.check_steering(model, tokenizer, hack, run.problems, cfg)
 
         def lifts() -> tuple[Tensor, Tensor]:
             """v of the hack direction and v of the arm's own, [P] each, at the current adapter; the same on every rank."""
@@ -247,19 +243,27 @@ def train(cfg: Config, world: World) -> Path:
     optimizer = torch.optim.AdamW(params.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
     state = checkpoint.RunState(folder, params, optimizer, writes=world.first)
     start, loaded = state.resume() if cfg.resume else (0, {})
-    if loaded:
-        v_log, v = loaded["v_log"], loaded["v"]
-        sampler.load_weights(partial(merged_weights, model))
-    else:
+    v_log, v = loaded.get("v_log", v_log), loaded.get("v", v)
+    J, skipped = loaded.get("J"), int(loaded.get("skipped", 0))
+    if not cfg.resume:
         state.create(describe(run, hack, steering, v_log))
+    if not loaded:
         state.save_direction(hack, "v_hack", cfg.model)
         if own is not hack:
             state.save_direction(own, "v_own", cfg.model)
-    J, skipped = loaded.get("J"), int(loaded.get("skipped", 0))
 
-    def kept() -> dict[str, Tensor]:
-        """What a checkpoint holds beside the adapter and the optimizer."""
-        return dict(v_log=v_log, v=v, skipped=torch.tensor(skipped)) | ({"J": J} if J is not None else {})
+    def save(steps: int) -> None:
+        """A checkpoint after so many steps; it holds the directions and rows beside the adapter and the optimizer."""
+        state.save(steps, dict(v_log=v_log, v=v, skipped=torch.tensor(skipped)) | ({"J": J} if J is not None else {}))
+
+    @contextlib.contextmanager
+    def kept_from_death(steps: int):
+        """Around what leans on other processes and engines: one that dies for good ends the run with a checkpoint."""
+        try:
+            yield
+        except PartDied as e:
+            save(steps)
+            raise Stopped(f"{e}; saved after {steps} steps, go on with: python grpo.py --resume {folder}") from None
 
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))
@@ -269,21 +273,19 @@ def train(cfg: Config, world: World) -> Path:
                                        disable=not world.first))
         for step in bar:
             tick = Clock()
-            # --- rollouts and rewards
+            # --- rollouts and rewards, from the weights as they are now
             problems = [p for p in world.share(batch_problems(run.train, step, cfg)) for _ in range(cfg.generations)]
             evaluator = None if cfg.arm == "no_loophole" else TRAIN_EVALUATOR
-            with tick("rollout"):
+            with kept_from_death(step), tick("sync"):
+                sampler.load_weights(partial(merged_weights, model))
+            with kept_from_death(step), tick("rollout"):
                 prompts = [encode_prompt(tokenizer, render_messages(p, evaluator)) for p in problems[:: cfg.generations]]
                 rollouts = sampler.generate(prompts, n=cfg.generations, temperature=cfg.temperature,
                                             max_new_tokens=cfg.max_new_tokens, seed=(cfg.seed * 1_000_003 + step) * world.size + world.rank)
                 sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
                 texts = [decode(tokenizer, r.completion_ids) for r in rollouts]
-            with tick("grade"):
-                try:
-                    grades = env.grade([(p, t, evaluator) for p, t in zip(problems, texts)])
-                except SandboxDied as e:
-                    state.save(step, kept())
-                    raise checkpoint.Stopped(f"{e}; saved after {step} steps, go on with: python grpo.py --resume {folder}") from None
+            with kept_from_death(step), tick("grade"):
+                grades = env.grade([(p, t, evaluator) for p, t in zip(problems, texts)])
             rewards = torch.tensor([g.reward for g in grades])  # [batch]
             shaped = rewards
             if cfg.arm == "rebound":
@@ -324,12 +326,12 @@ def train(cfg: Config, world: World) -> Path:
             grad_norm = torch.nn.utils.clip_grad_norm_(list(params.values()), cfg.clip).item()
             if not math.isfinite(sums["loss"] + sums["mean_abs"] + grad_norm):
                 skipped += 1
-                place = checkpoint.dump_batch(folder, step, dict(
+                place = state.dump_batch(step, dict(
                     sums=sums, grad_norm=grad_norm, rewards=rewards.tolist(), advantages=advantages.tolist(), responses=texts,
                     rollouts=[asdict(r) for r in rollouts]))
                 if skipped > cfg.skip_nonfinite:
-                    raise checkpoint.Stopped(f"loss, gradient or logprob of step {step} is not finite; its batch is in {place}, "
-                                             "the step was not applied (--skip-nonfinite k leaves out up to k such steps)")
+                    raise Stopped(f"loss, gradient or logprob of step {step} is not finite; its batch is in {place}, "
+                                  "the step was not applied (--skip-nonfinite k leaves out up to k such steps)")
                 cos_update = 0.0
             else:
                 before = flatten_params(params)
@@ -339,8 +341,6 @@ def train(cfg: Config, world: World) -> Path:
                     done = intervene(flatten_params(params) - before)
                     write_params(params, before + done.g)
                 cos_update = cos_align(flatten_params(params) - before, v_log)  # of the step that really landed
-            with tick("sync"):
-                sampler.load_weights(partial(merged_weights, model))
 
             # --- the log
             line = metrics(step, cfg, rewards, advantages, grades, sums) | dict(
@@ -359,18 +359,21 @@ def train(cfg: Config, world: World) -> Path:
             bar.set_postfix(reward=f"{line['reward']:.2f}", hack=f"{line['hack']:.2f}", cos=f"{cos:+.3f}", **{"pass": f"{line['pass']:.2f}"})
             number = max(world.gather([stopped()]))  # a signal to any rank stops all at the same step
             if (step + 1) % cfg.save_every == 0 or number or step + 1 == cfg.steps:
-                state.save(step + 1, kept())
+                save(step + 1)
             if number and step + 1 < cfg.steps:
                 print(f"\nstopped after step {step + 1}; go on with: python grpo.py --resume {folder}", file=sys.stderr)
                 raise SystemExit(128 + number)
 
         if not world.first:
             return folder
-        save_adapter(model, folder / "adapter", cfg.model)
-        with clock("evaluate"):
+        with state.writing():
+            save_adapter(model, folder / "adapter", cfg.model)
+        with clock("evaluate"), kept_from_death(cfg.steps):
+            sampler.load_weights(partial(merged_weights, model))
             result, rows = evaluation.evaluate(sampler, tokenizer, env, run.problems, samples=cfg.eval_samples, seed=cfg.seed,
                                                temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, batch=256)
-        evaluation.save(result, rows, folder)
+        with state.writing():
+            evaluation.save(result, rows, folder)
     print(evaluation.describe(result))
     state.finish(clock.seconds, time.perf_counter() - started)
     print("seconds by phase: " + ", ".join(f"{k} {v:.1f}" for k, v in clock.seconds.items()) + f"\nrun folder: {folder}")
@@ -383,9 +386,9 @@ def main() -> None:
     try:
         cfg = resumed(cfg) if cfg.resume else resolve(cfg)
         print(plan.report(cfg.model, cfg)) if cfg.dry_run else train(cfg, World())
-    except (UserError, SandboxIncomplete) as e:
+    except UserError as e:
         sys.exit(print(f"error: {e}", file=sys.stderr) or 2)
-    except checkpoint.Stopped as e:
+    except Stopped as e:
         sys.exit(print(f"stopped: {e}", file=sys.stderr) or 1)
     except KeyboardInterrupt:
         sys.exit(print("interrupted before the first step", file=sys.stderr) or 130)

@@ -12,7 +12,6 @@ import argparse
 import ast
 import hashlib
 import json
-import os
 import re
 import sys
 import textwrap
@@ -25,6 +24,7 @@ from pathlib import Path
 import fetch_data
 from asserts import Unsupported, parse_assertion
 from errors import UserError
+from files import write_atomic
 from sandbox import Outcome, Program, Sandbox, SandboxIncomplete
 
 TRAIN_EVALUATOR = "run_tests"
@@ -204,10 +204,8 @@ def write_manifest(path):
     """Write `<path>.manifest`, a SHA-256 a line; returns whether the folder allowed it."""
     path = Path(path)
     text = "".join(hashlib.sha256(line).hexdigest() + "\n" for line in _read_lines(path))
-    temporary = path.with_name(path.name + ".manifest.tmp")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, _manifest_path(path))
+        write_atomic(_manifest_path(path), text.encode())
     except OSError:
         return False
     return True

@@ -107,7 +107,7 @@ def biting(group):
     {steps, share_positive: share of steps with cos_align > 0, median_removed: median removed share of |g|, median_cos:
     median |cos_align|, random_cos: what a random direction would show, or None}
     """
-    cosines = np.array([line["cos_align"] for run in group for line in run.metrics])
+    cosines = np.array([value for run in group for value in run.series("cos_align")[1]])
     removed = [value for run in group for value in run.series("removed")[1]]
     nonzero = group[0].provenance["parameters"].get("v_nonzero")
     return {

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errors import UserError
+from errors import Stopped, UserError
 
 
 @dataclass
@@ -106,6 +106,8 @@ class TorchSampler:
                                 use_cache=True, logits_to_keep=1)
             cache = result.past_key_values
             logits = result.logits[:, -1, : self.vocab].float()  # [rows, vocab]
+            if not logits.isfinite().all():
+                raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
             logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
             if temperature:
                 token = torch.multinomial(logprobs.exp(), 1, generator=generator)  # [rows, 1]

@@ -26,16 +26,17 @@ from dataclasses import dataclass, field
 
 import confine
 import sandbox_worker as wire
+from errors import PartDied, UserError
 from sandbox_worker import NotPlain
 
 log = logging.getLogger(__name__)
 
 
-class SandboxDied(RuntimeError):
+class SandboxDied(PartDied):
     """A worker died twice: the machine is out of memory, or something kills the project's processes."""
 
 
-class SandboxIncomplete(RuntimeError):
+class SandboxIncomplete(UserError):
     """`strict` was asked for and a layer of containment is missing here; the text names it."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
+from errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent
 POCKET = ROOT / "pocket"
@@ -103,7 +103,7 @@ def load_tokenizer(model: str):
     try:
         return AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
     except (OSError, ValueError) as e:
-        raise UserError(f"cannot load the tokenizer of {model}: {first_line(e)}") from None
+        raise UserError(f"cannot load the tokenizer of {model}: {one_line(e)}") from None
 
 
 def load_model(model: str, device: str = "cpu"):
@@ -116,7 +116,7 @@ def load_model(model: str, device: str = "cpu"):
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa",
                                                       local_files_only=Path(model).is_dir())
     except (OSError, ValueError, RuntimeError) as e:
-        raise UserError(f"cannot load the model {model}: {first_line(e)} Name a folder or a hub id with --model.") from None
+        raise UserError(f"cannot load the model {model}: {one_line(e)}; name a folder or a hub id with --model") from None
     loaded = loaded.to(device).eval()
     if device == "cuda":
         loaded.gradient_checkpointing_enable(dict(use_reentrant=False))
@@ -143,10 +143,6 @@ def anchored(saved: dict) -> dict:
     """What `portable` kept, as fields of the config again."""
     inside = {k: str(ROOT / saved[k]) for k in ("model", "data", "heldout") if not Path(saved[k]).exists() and (ROOT / saved[k]).exists()}
     return saved | inside | {"betas": tuple(saved["betas"])}
-
-
-def first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0].strip()
 
 
 def file_hash(path: str | Path) -> str:

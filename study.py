@@ -25,6 +25,7 @@ from pathlib import Path
 
 from errors import UserError
 from eval import read_run
+from files import write_json
 
 ALL_SEEDS, ABLATION_SEEDS = "seeds", "ablation_seeds"
 PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
@@ -384,9 +385,7 @@ def check_settings(out, settings):
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, settings)
         return
     except ValueError:
         raise UserError(f"{path}: not JSON; move the folder away or choose another --out") from None

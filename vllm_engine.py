@@ -31,7 +31,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errors import UserError
+from errors import PartDied, Stopped, UserError, one_line
 from rollout import Rollout, eos_ids, vocabulary
 
 # vLLM keeps each of these groups in one matrix, in this order, under the name on the left.
@@ -47,7 +47,7 @@ COLUMNS = 8  # columns of each pushed matrix that are read back after a push
 Weights = Iterable[tuple[str, Tensor]]
 
 
-class EngineError(UserError):
+class EngineError(PartDied):
     """The engine cannot be trusted or has died. Nothing was sampled, so nothing can be trained on."""
 
 
@@ -81,9 +81,9 @@ class VLLMSampler:
         """Streams (HF name, tensor) pairs into the engine and checks that they arrived.
 
         Every push holds whole fused groups, and every name that an earlier push held. Given as a function, it is called
-        again to fill an engine that had to be restarted. version: a number that `generate` can be asked to agree with.
-        Raises EngineError, and leaves the engine unusable until a good push, when a tensor is not finite or does not
-        fit, when a group is half there, when vLLM fails, or when the engine does not hold what was pushed.
+        again to fill an engine that died and was restarted, once. version: a number that `generate` can be asked to agree with.
+        Raises EngineError, and leaves the engine unusable until a good push, when a tensor does not fit, when a group is
+        half there, when vLLM fails, or when the engine does not hold what was pushed; Stopped when a tensor is not finite.
         """
         self.wake()
         self.source = weights if callable(weights) else None
@@ -97,8 +97,11 @@ class VLLMSampler:
             with contextlib.suppress(Exception):
                 self.llm.collective_rpc(_end_reload)
             self.columns = {}
-            raise error if isinstance(error, EngineError) else EngineError(
-                f"pushing weights to vLLM failed: {one_line(error)} (log: {self.log})") from error
+            if isinstance(error, Stopped):
+                raise
+            if self.source is None or self.restarted:
+                raise EngineError(f"pushing weights to vLLM failed: {one_line(error)} (log: {self.log})") from error
+            self._restart(error)
         self.usable, self.version = True, version
 
     def _checked(self, weights: Weights | Callable[[], Weights]) -> Iterator[tuple[str, Tensor]]:
@@ -112,7 +115,8 @@ class VLLMSampler:
             if shape != tuple(tensor.shape):
                 raise EngineError(f"the checkpoint in {self.folder} has no weight {name} of shape {tuple(tensor.shape)}")
             if not torch.isfinite(tensor).all():
-                raise EngineError(f"{name} holds values that are not finite: the weights were not pushed")
+                raise Stopped(f"{name} holds values that are not finite: the weights were not pushed; "
+                              "start again with a lower --lr")
             pushed.add(name)
             if tensor.dim() == 2 and ".layers." in name:
                 module, member = _fused_module(name)
@@ -188,8 +192,8 @@ class VLLMSampler:
             self.usable = False
             if self.restarted or (self.required and self.source is None):
                 raise EngineError(f"the vLLM engine died: {one_line(error)} (log: {self.log})") from error
-            self._restart(error)
             try:
+                self._restart(error)
                 return sample()
             except Exception as again:
                 self.usable = False
@@ -218,7 +222,10 @@ class VLLMSampler:
         `load_weights` and `generate` call it: a loop only says when to sleep."""
         if self.asleep:
             torch.cuda.empty_cache()  # what training freed and torch still holds
-            self.llm.wake_up()
+            try:
+                self.llm.wake_up()
+            except Exception as error:
+                raise EngineError(f"the vLLM engine did not wake: {one_line(error)} (log: {self.log})") from error
             self.asleep = False
             if self.usable:
                 self.verify()
@@ -273,7 +280,10 @@ class VLLMSampler:
         self.restarted = True
         version, source = self.version, self.source
         self.close()
-        self._start()
+        try:
+            self._start()
+        except UserError as again:
+            raise EngineError(f"the vLLM engine died, and {again}") from error
         if source is not None:
             self.load_weights(source, version)
         self.usable = True
@@ -339,14 +349,6 @@ def import_vllm(log: str | Path, cpu_cache_gib: int = 1):
     for model in (Qwen3ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration):
         vllm.ModelRegistry.register_model(model.__name__, model)
     return vllm
-
-
-def one_line(error: BaseException) -> str:
-    """The innermost cause's own words, on one line of at most 300 characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
 
 
 def mend_torchvision() -> None:

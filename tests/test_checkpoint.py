@@ -8,11 +8,10 @@ import torch
 from conftest import tiny_qwen3
 
 import checkpoint
-from checkpoint import RunState, Stopped
-from errors import UserError
+import files
+from checkpoint import RunState
+from errors import Stopped, UserError
 from lora import flatten_params, inject, lora_parameters
-
-CASES = 40  # of each kind; the bench runs 200
 
 
 @pytest.fixture
@@ -57,12 +56,13 @@ def test_resume_restores_parameters_moments_extras_and_logs(saved):
     assert (folder / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
 
 
+@pytest.mark.parametrize("cases", [40, pytest.param(200, marks=pytest.mark.slow)])  # of each kind
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_damage_is_never_resumed_from(saved, suffix, tmp_path, capsys):
+def test_damage_is_never_resumed_from(saved, suffix, cases, tmp_path, capsys):
     folder, thetas = saved
     rng = random.Random(0)
     whole = (folder / "checkpoints" / f"step-000002{suffix}").read_bytes()
-    for case in range(2 * CASES):
+    for case in range(2 * cases):
         copy = tmp_path / "copy"
         shutil.copytree(folder, copy)
         damaged = bytearray(whole)
@@ -89,12 +89,30 @@ def test_a_checkpoint_of_another_model_is_not_used(saved, tmp_path, capsys):
     assert "starting from the first step" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_another_run_is_not_used(saved, tmp_path, capsys):
+    folder, thetas = saved
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "config.json").write_text('{"config": {"seed": 1}}')
+    assert resumed(other)[0] == 0
+    assert "another config.json" in capsys.readouterr().out
+
+
+def test_steps_that_the_logs_have_lost_are_done_again(saved, capsys):
+    """Where metrics.jsonl was cut, the checkpoint before the loss is used: no step is missing from the continued log."""
+    folder, thetas = saved
+    (folder / "metrics.jsonl").write_text('{"step": 0}\n')
+    step, theta, _ = resumed(folder)
+    assert step == 1 and torch.equal(theta, thetas[1])
+    assert "metrics.jsonl is shorter" in capsys.readouterr().out
+
+
 def test_a_torn_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    checkpoint.write_atomic(path, b"old")
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    files.write_atomic(path, b"old")
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
-        checkpoint.write_atomic(path, b"new, and longer")
+        files.write_atomic(path, b"new, and longer")
     assert path.read_bytes() == b"old"
 
 
@@ -103,7 +121,7 @@ def test_a_full_disk_stops_with_one_line_and_a_readable_checkpoint(saved, monkey
     state = fresh(folder)
     state.resume()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(Stopped, match="No space left.*--resume"):
             state.save(3, {})
     step, theta, _ = resumed(folder)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig,
 
 import lora
 import vllm_engine
-from errors import UserError
+from errors import Stopped, UserError
 from vllm_engine import EngineError, VLLMSampler
 
 vllm_engine.mend_torchvision()
@@ -188,7 +188,7 @@ BAD_PUSHES = {
 def test_a_bad_push_is_refused_and_a_good_one_mends_the_engine(engine, policy, case):
     spoil, message = BAD_PUSHES[case]
     policy.step(sample(engine))
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(Stopped, match=message):  # an EngineError, or its parent where the policy is to blame
         engine.load_weights(spoil(policy.weights()))
     with pytest.raises(EngineError, match="unusable"):
         sample(engine)

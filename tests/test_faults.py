@@ -1,0 +1,118 @@
+"""Faults of the machine, in real runs: each ends with one line and a checkpoint from which the same run goes on."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_run import grpo, heldout, start, undisturbed  # noqa: F401, fixtures
+
+from scale import ROOT
+
+OPTIONS = ["--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 3]  # those of `undisturbed`
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
+
+
+def workers(pid):
+    """Process ids of the sandbox workers that the run `pid` started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"sandbox_worker" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def steps_done(folder):
+    return (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not (value := condition()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+    return value
+
+
+def ends_with_one_line(process, code, *words):
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in out, out
+    (line,) = [x for x in out.splitlines() if x.startswith(("stopped: ", "error: "))]
+    assert all(word in line for word in words), line
+    return out
+
+
+@LINUX
+def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_path):  # noqa: F811
+    whole, folder = undisturbed[0], tmp_path / "run"
+    process = start(*OPTIONS, "--heldout", heldout, "--out", folder)
+    for steps in (1, 2):  # with a worker each
+        wait_for(lambda: steps_done(folder) >= steps, process)
+        os.kill(workers(process.pid)[0], signal.SIGKILL)
+    out = ends_with_one_line(process, 1, "died for the second time", f"--resume {folder}")
+    assert out.count("died and was restarted") == 1
+    assert not (folder / "done.json").exists()
+
+    process = start_again(folder)
+    wait_for(lambda: workers(process.pid), process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))  # no larger file from now on
+    ends_with_one_line(process, 1, "cannot write to the run folder", f"--resume {folder}")
+
+    process = start_again(folder)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def start_again(folder):
+    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), "--resume", str(folder)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_a_removed_run_folder_ends_the_run_with_one_line(heldout, tmp_path):  # noqa: F811
+    folder = tmp_path / "run"
+    process = start("--arm", "vanilla", "--steps", 50, "--heldout", heldout, "--out", folder)
+    wait_for(lambda: steps_done(folder), process)
+    shutil.rmtree(folder)
+    ends_with_one_line(process, 1, "cannot write to the run folder")
+
+
+def test_steps_that_are_not_finite_are_left_out_then_stop_the_run(heldout, tmp_path):  # noqa: F811
+    """beta = inf makes every loss inf * 0 = nan."""
+    folder = tmp_path / "run"
+    out = grpo("--arm", "vanilla", "--steps", 4, "--beta", "inf", "--skip-nonfinite", 2, "--heldout", heldout, "--out", folder, code=1)
+    (line,) = [x for x in out.splitlines() if x.startswith("stopped: ")]
+    assert "step 2 is not finite" in line and "nonfinite-step-000002.json" in line and "Traceback" not in out
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = [json.loads(x, parse_constant=refuse) for x in open(folder / "metrics.jsonl")]
+    assert [x["step"] for x in lines] == [0, 1] and all(x["cos_update"] == 0 and x["grad_norm"] is None for x in lines)
+    for step in range(3):
+        batch = json.loads((folder / f"nonfinite-step-{step:06d}.json").read_text(), parse_constant=refuse)
+        assert len(batch["responses"]) == len(batch["rollouts"]) == 16 and batch["sums"]["loss"] is None
+    assert "adapter" not in {p.name for p in folder.iterdir()} and not (folder / "done.json").exists()
+
+
+def test_a_policy_that_blew_up_stops_at_the_sampler(heldout, tmp_path):  # noqa: F811
+    out = grpo("--arm", "vanilla", "--steps", 4, "--lr", "1e30", "--heldout", heldout, "--out", tmp_path / "run", code=1)
+    (line,) = [x for x in out.splitlines() if x.startswith("stopped: ")]
+    assert "not finite" in line and "Traceback" not in out
+
+
+def test_a_place_that_cannot_be_written_is_one_line(heldout):  # noqa: F811
+    out = grpo("--arm", "vanilla", "--steps", 2, "--heldout", heldout, "--out", "/proc/nowhere", code=2)
+    assert [x for x in out.splitlines() if x.startswith("error: ")][0].startswith("error: cannot write the run folder")
