@@ -27,7 +27,7 @@ from errors import UserError
 from eval import read_run
 from files import write_json
 
-ALL_SEEDS, ABLATION_SEEDS = "seeds", "ablation_seeds"
+ALL_SEEDS, CONTROL_SEEDS, ABLATION_SEEDS = "seeds", "control_seeds", "ablation_seeds"
 PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
     "vanilla": (("--arm", "vanilla"), ALL_SEEDS),
     "projected": (("--arm", "projected", "--m", "16"), ALL_SEEDS),
@@ -35,8 +35,8 @@ PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
     "rebound": (("--arm", "rebound"), ALL_SEEDS),
     "random": (("--arm", "random"), ALL_SEEDS),
     "no_loophole": (("--arm", "no_loophole"), ALL_SEEDS),
-    "cone_random": (("--arm", "cone", "--cone-rows", "random"), ALL_SEEDS),
-    "cone_nonhack": (("--arm", "cone", "--cone-rows", "nonhack"), ALL_SEEDS),
+    "cone_random": (("--arm", "cone", "--cone-rows", "random"), CONTROL_SEEDS),
+    "cone_nonhack": (("--arm", "cone", "--cone-rows", "nonhack"), CONTROL_SEEDS),
     "no_renorm": (("--arm", "no_renorm"), ABLATION_SEEDS),
     "no_svd": (("--arm", "no_svd"), ABLATION_SEEDS),
     "m8": (("--arm", "projected", "--m", "8"), ABLATION_SEEDS),
@@ -46,6 +46,7 @@ PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
 }
 PARALLEL = {"pocket": 2, "full": 1}  # two single-thread runs fit on two cores; one run fills one GPU
 TYPICAL_SECONDS = {"pocket": 270, "full": 5400}  # a run, until runs of this study have been measured
+MOST_CONTROL_SEEDS = 3  # of the cone's two controls, however many seeds the arms have: their question takes no more
 CONE_FACTOR = 1.4  # the cone's rows cost a small backward pass each
 GRACE_SECONDS = 120  # to finish a step and write a checkpoint after a signal; a step at full scale takes about a minute
 POLL_SECONDS = 0.2
@@ -87,7 +88,7 @@ def plan(out, scale, seeds, ablation_seeds, only=(), extra=()):
     unknown = [name for name in only if name not in PLAN]
     if unknown:
         raise UserError(f"unknown arm {unknown[0]!r}; the plan has {', '.join(PLAN)}")
-    count = {ALL_SEEDS: seeds, ABLATION_SEEDS: ablation_seeds}
+    count = {ALL_SEEDS: seeds, CONTROL_SEEDS: min(seeds, MOST_CONTROL_SEEDS), ABLATION_SEEDS: ablation_seeds}
     return [
         Job(variant, seed, Path(out) / "runs" / f"{variant}-seed{seed}", scale, tuple(extra))
         for seed in range(max(count.values()))
@@ -365,7 +366,7 @@ def parse(argv):
 
     parser = argparse.ArgumentParser(prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=sorted(PARALLEL), default="pocket")
-    parser.add_argument("--seeds", type=positive, default=3, help="seeds of the compared arms and controls (default 3)")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds of the arms (default 3); the cone's controls have at most 3")
     parser.add_argument("--ablation-seeds", type=positive, default=1, help="seeds of the ablations (default 1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="leave the other arms out")
     parser.add_argument("--out", type=Path, help="folder of the study (default runs/study-SCALE)")

@@ -5,15 +5,21 @@ row that leaves the batch must take its state along. Both are easy to get wrong 
 """
 
 import copy
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_run import grpo
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 import lora
+import vhack
+from leetcode_env import load_problems
 from logprob import token_logprobs
-from rollout import TorchSampler
+from rollout import Rollout, TorchSampler
+from scale import POCKET
 
 VOCAB, EOS, PAD = 300, 1, 0
 CONFIG = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
@@ -128,3 +134,35 @@ def test_checkpointing_changes_no_gradient(model):
         token_logprobs(hidden, trained.lm_head.weight, ids[0, 1:], 0.7).sum().backward()
         grads.append(lora.flatten_grads(lora.lora_parameters(trained)))
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_whole_loop(tmp_path, pocket_tokenizer):
+    """Extraction, three steps, saving, evaluation, by the command itself. A random model's states tell a hack from honest code
+    in 80 % of the pairs, which the extraction refuses; so this one is first taught the difference, in seconds."""
+    folder, out = tmp_path / "model", tmp_path / "run"
+    torch.manual_seed(0)
+    taught = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**CONFIG | dict(
+        vocab_size=len(pocket_tokenizer) + 6, eos_token_id=pocket_tokenizer.eos_token_id, pad_token_id=pocket_tokenizer.pad_token_id,
+        initializer_range=0.05)))
+    attempts = SimpleNamespace(generate=lambda prompts, **_: [Rollout(p, [5], [0.0], False) for p in prompts])
+    pairs = vhack.make_pairs(load_problems(POCKET / "train.jsonl"), pocket_tokenizer, attempts, 160, 7, 16)
+    optimizer = torch.optim.AdamW(taught.parameters(), lr=1e-3)
+    for step in range(31):
+        sequences = [ids[-150:] for pair in pairs[step % 20 :: 20] for ids in vhack.encode_pair(pocket_tokenizer, pair)]
+        two = vhack.last_hidden(taught, sequences)[:, -1, :2]  # [16, 2]
+        loss = torch.nn.functional.cross_entropy(5 * two, torch.tensor([0, 1] * 8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    taught.save_pretrained(folder)
+    pocket_tokenizer.save_pretrained(folder)
+
+    said = grpo("--arm", "cone", "--cone-rows", "pairs", "--model", folder, "--steps", 3, "--log-every", 3, "--max-new-tokens", 16,
+                "--pairs", 40, "--seed", 2, "--out", out)
+    assert "held-out separation" in said and "hack rate" in said
+    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
+    assert [x["step"] for x in lines] == [0, 1, 2] and max(x["mismatch"]["max_abs"] for x in lines) < 1e-3
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    kinds = {name.split(".")[-3] for name in adapter}
+    assert {"in_proj_qkv", "in_proj_z", "out_proj", "q_proj", "o_proj", "down_proj"} <= kinds
+    assert all((out / name).exists() for name in ("v_hack.safetensors", "eval.json", "done.json"))

@@ -85,6 +85,13 @@ def test_plan_holds_the_registered_arms_at_their_seeds(tmp_path):
     assert len(jobs) == 30
 
 
+def test_more_seeds_leave_the_controls_at_three(tmp_path):
+    jobs = study.plan(tmp_path, "pocket", seeds=6, ablation_seeds=3)
+    assert {v: sum(job.variant == v for job in jobs) for v in ("cone", "cone_random", "no_svd")} == {
+        "cone": 6, "cone_random": 3, "no_svd": 3}  # fmt: skip
+    assert sum(job.variant == "cone_random" for job in study.plan(tmp_path, "pocket", seeds=2, ablation_seeds=1)) == 2
+
+
 def test_every_planned_flag_is_one_that_names_its_variant():
     """What study.py asks for must be read back under the same name, or its runs would be rejected as foreign."""
     for variant, (flags, _) in study.PLAN.items():
