@@ -192,11 +192,13 @@ def _blocks(results, runs, figures, title, command, out):
 def _warnings(results):
     """What a reader must know before believing any number: runs left out, a direction that does not steer."""
     lines = [f"Left out: {line}" for line in results["left_out"]]
-    flat = sorted({row["folder"] for row in results["runs"] if row["steering_rises"] is False})
+    flat = [row["folder"] for row in results["runs"] if row["steering_rises"] is False]
+    rest = [row["folder"] for row in results["runs"] if row["folder"] not in flat]
     if flat:
+        which = ", ".join(flat) if len(flat) <= len(rest) else "all but " + ", ".join(rest) if rest else "all"
         lines.append(
             "**Warning**: adding the hack direction to the base model did not make it define the evaluator more often "
-            f"(`vhack.steering_rises` in config.json) in {len(flat)} of {len(results['runs'])} runs: {', '.join(flat)}."
+            f"(`vhack.steering_rises` in config.json) in {len(flat)} of {len(results['runs'])} runs: {which}."
         )
     return lines
 

@@ -170,7 +170,7 @@ def elsewhere(folder, names, world, without=(), **who):
         pytest.skip("needs root, to become somebody else")
     if not os.path.exists(interpreter) or subprocess.run([interpreter, "-c", "import ctypes"]).returncode:
         pytest.skip("no system interpreter that another user may run")
-    for name in ("sandbox.py", "sandbox_worker.py", "confine.py"):
+    for name in ("sandbox.py", "sandbox_worker.py", "confine.py", "errors.py"):
         (folder / name).write_bytes((PROJECT / name).read_bytes())
         (folder / name).chmod(0o644)
     for place in (folder, *folder.parents):

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 
-import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
