@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 
+import numpy  # noqa: F401, a program's answers are made by eval
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -276,6 +276,24 @@ def test_a_dead_engine_is_restarted_once(engine, policy, monkeypatch):
 
 @vllm
 @needs_vllm
+def test_an_engine_that_dies_taking_weights_is_restarted_once(engine, policy, monkeypatch):
+    policy.step(sample(engine))
+
+    def die(method, **_):
+        raise RuntimeError("engine core died")
+
+    monkeypatch.setattr(engine.llm, "collective_rpc", die)
+    engine.load_weights(policy.weights, version=7)
+    assert policy.mismatch(sample(engine, version=7)) < 1e-4  # a new engine, with the new weights
+    monkeypatch.setattr(engine.llm, "collective_rpc", die)
+    with pytest.raises(EngineError, match="pushing weights to vLLM failed: RuntimeError: engine core died"):
+        engine.load_weights(policy.weights)
+    engine.restarted = False
+    monkeypatch.undo()
+
+
+@vllm
+@needs_vllm
 @pytest.mark.parametrize("kind", ["text", "multimodal"])
 def test_qwen35_in_bf16(tmp_path, kind):
     """Bar 0.1: bf16 logits near 1 are 2^-8 apart, and the two sides add in another order over 4 layers. Measured: 0.02."""
