@@ -8,7 +8,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,39 +17,58 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-COMMAND = ["--scale", "pocket", "--arm", "cone", "--steps", "30", "--save-every", "2", "--batch", "32", "--pairs", "30",
-           "--pairs-heldout", "10", "--eval-samples", "1", "--workers", "1"]
+COMMAND = ["--scale", "pocket", "--arm", "cone", "--steps", "60", "--save-every", "2", "--batch", "32", "--pairs", "30",
+           "--pairs-heldout", "10", "--eval-samples", "1", "--steer-prompts", "4", "--workers", "1"]
 COMPARED = ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors")
 
 
-def start(*args):
-    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), *map(str, args)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def start(log, *args):
+    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), *map(str, args)], cwd=ROOT, stdout=log,
+                            stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def finish(process):
-    out, _ = process.communicate()
-    if process.returncode:
-        sys.exit(f"exit code {process.returncode}\n{out}")
+def finish(process, log):
+    if process.wait():
+        log.seek(0)
+        sys.exit(f"exit code {process.returncode}\n{log.read()}")
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int, seconds: float) -> int:
+def steps_done(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_a_moment(process, folder: Path, rng: random.Random) -> bool:
+    """Until a random moment: one time in five in the start of the program, else up to four steps and a part on. False when
+    the run ended first."""
+    if not (folder / "config.json").exists():
+        goal, rest = 0, 0.0  # before there is a run to resume, a kill would only make the bench start over
+    elif rng.random() < 0.2:
+        goal, rest = 0, rng.uniform(0, 6)
+    else:
+        goal, rest = steps_done(folder) + rng.randint(0, 4), rng.uniform(0, 0.5)
+    while process.poll() is None and (steps_done(folder) < goal or not (folder / "config.json").exists()):
+        time.sleep(0.005)
+    try:
+        process.wait(rest)
+    except subprocess.TimeoutExpired:
+        return True
+    return process.poll() is None
+
+
+def kill_and_resume(folder: Path, log, kills: int, seed: int) -> int:
     """Runs to the end through `kills` kills; returns how many took place before the run was done."""
     rng = random.Random(seed)
-    process = start(*COMMAND, "--out", folder)
+    process = start(log, *COMMAND, "--out", folder)
     for done in range(kills):
-        while not (folder / "config.json").exists() and process.poll() is None:
-            time.sleep(0.02)
-        try:
-            process.communicate(timeout=rng.uniform(0, seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            print(f"kill {done + 1} after {sum(1 for _ in open(folder / 'metrics.jsonl'))} steps", flush=True)
-            process = start("--resume", folder)
-        else:
+        if not wait_for_a_moment(process, folder, rng):
+            finish(process, log)
             return done
-    finish(process)
+        process.kill()
+        process.wait()
+        print(f"kill {done + 1} after {steps_done(folder)} steps", flush=True)
+        process = start(log, "--resume", folder)
+    finish(process, log)
     return kills
 
 
@@ -58,12 +76,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=40.0, help="the longest time between two kills")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as tmp:
+    with tempfile.TemporaryDirectory() as tmp, open(Path(tmp) / "log", "w+") as log:
         whole, torn = Path(tmp) / "whole", Path(tmp) / "torn"
-        finish(start(*COMMAND, "--out", whole))
-        kills = kill_and_resume(torn, args.kills, args.seed, args.seconds)
+        finish(start(log, *COMMAND, "--out", whole), log)
+        kills = kill_and_resume(torn, log, args.kills, args.seed)
         differ = [n for n in COMPARED if (whole / n).read_bytes() != (torn / n).read_bytes()]
         print(f"{kills} kills; " + (f"DIFFERENT: {', '.join(differ)}" if differ else "metrics, samples, evaluation and adapter are equal"))
         shutil.rmtree(torn)
