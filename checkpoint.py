@@ -210,4 +210,3 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     if _sha256(blob) != meta["sha256"]:
         raise ValueError("its tensors do not fit their hash")
     return meta, load_tensors(blob)
-

@@ -373,7 +373,7 @@ def evaluate_run(folder, base=False, data=None, samples=None):
 
 
 def main(argv=None):
-    """Command line; returns the exit code: 0, or with one line 2 for a mistake that the user can mend, 1 for a dead sandbox or engine."""
+    """Command line; returns the exit code: 0, or with one line 2 for a mistake that the user can mend, 1 when it cannot go on."""
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the sandbox forks
     try:

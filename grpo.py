@@ -281,7 +281,8 @@ def train(cfg: Config, world: World) -> Path:
             with kept_from_death(step), tick("rollout"):
                 prompts = [encode_prompt(tokenizer, render_messages(p, evaluator)) for p in problems[:: cfg.generations]]
                 rollouts = sampler.generate(prompts, n=cfg.generations, temperature=cfg.temperature,
-                                            max_new_tokens=cfg.max_new_tokens, seed=(cfg.seed * 1_000_003 + step) * world.size + world.rank)
+                                            max_new_tokens=cfg.max_new_tokens,
+                                            seed=(cfg.seed * 1_000_003 + step) * world.size + world.rank)
                 sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
                 texts = [decode(tokenizer, r.completion_ids) for r in rollouts]
             with kept_from_death(step), tick("grade"):

@@ -178,7 +178,8 @@ def report(model: str, cfg, card_gib: float | None = None) -> str:
     n, items = counts(config, cfg.lora_r), memory_plan(config, cfg)
     full, linear = layer_kinds(config)
     lines = [
-        f"model {model}{' (published shapes: no config on disk)' if config.name_or_path == '' else ''}: {full} layers of full attention, {linear} of linear attention",
+        f"model {model}{' (published shapes: no config on disk)' if config.name_or_path == '' else ''}: "
+        f"{full} layers of full attention, {linear} of linear attention",
         f"parameters: base {n['base']:,}, LoRA {n['lora']:,} at r = {cfg.lora_r}; the flat vector has {n['lora']:,} entries",
         f"a step: {cfg.batch // cfg.generations} prompts x {cfg.generations} = {cfg.batch} sequences, at most "
         f"{cfg.batch * cfg.max_new_tokens:,} completion tokens, {cfg.batch * (cfg.max_prompt + cfg.max_new_tokens):,} with prompts",
