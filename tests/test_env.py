@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+import files
 from public_evaluator import judge
 
 import leetcode_env
@@ -512,7 +514,7 @@ def test_two_hundred_damages(tmp_path, with_manifest):
 
 def test_manifest_of_a_read_only_folder(tmp_path, monkeypatch):
     path = write(tmp_path / "d.jsonl", row())
-    monkeypatch.setattr(Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(files.os, "replace", lambda *a, **k: (_ for _ in ()).throw(PermissionError("read-only")))
     assert len(load_problems(path, manifest=True)) == 1
     assert not (tmp_path / "d.jsonl.manifest").exists()
 

@@ -53,6 +53,7 @@ def ends_with_one_line(process, code, *words):
     return out
 
 
+@pytest.mark.slow
 @LINUX
 def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_path):  # noqa: F811
     whole, folder = undisturbed[0], tmp_path / "run"
@@ -81,6 +82,7 @@ def start_again(folder):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_a_removed_run_folder_ends_the_run_with_one_line(heldout, tmp_path):  # noqa: F811
     folder = tmp_path / "run"
     process = start("--arm", "vanilla", "--steps", 50, "--heldout", heldout, "--out", folder)
@@ -107,12 +109,14 @@ def test_steps_that_are_not_finite_are_left_out_then_stop_the_run(heldout, tmp_p
     assert "adapter" not in {p.name for p in folder.iterdir()} and not (folder / "done.json").exists()
 
 
+@pytest.mark.slow
 def test_a_policy_that_blew_up_stops_at_the_sampler(heldout, tmp_path):  # noqa: F811
     out = grpo("--arm", "vanilla", "--steps", 4, "--lr", "1e30", "--heldout", heldout, "--out", tmp_path / "run", code=1)
     (line,) = [x for x in out.splitlines() if x.startswith("stopped: ")]
     assert "not finite" in line and "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_one_line(heldout):  # noqa: F811
     out = grpo("--arm", "vanilla", "--steps", 2, "--heldout", heldout, "--out", "/proc/nowhere", code=2)
     assert [x for x in out.splitlines() if x.startswith("error: ")][0].startswith("error: cannot write the run folder")

@@ -73,6 +73,7 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path):
     assert torch.equal(two["rows"], torch.ones(2, 3)) and two["names"] == ["rank 0", "rank 1"]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks(tmp_path):
     held = tmp_path / "heldout.jsonl"
     held.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:8]))

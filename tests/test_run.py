@@ -66,7 +66,7 @@ def test_the_same_command_gives_the_same_bits(undisturbed, heldout, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+@pytest.mark.parametrize("number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
                                           (signal.SIGKILL, -9)])
 def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, number, code):
     folder = tmp_path / "run"
