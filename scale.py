@@ -29,6 +29,7 @@ PRESETS = {  # --preset, at full scale
     "qwen3.5-2b": dict(model="Qwen/Qwen3.5-2B"),
     "qwen3-4b": dict(model="Qwen/Qwen3-4B", generations=4, batch=64),
 }
+WHERE_FROM = "name a model folder with --model, or a hub id that is in the Hugging Face cache or can be downloaded"
 
 
 def missing_for_full(model: str, data: str) -> list[str]:
@@ -103,7 +104,7 @@ def load_tokenizer(model: str):
     try:
         return AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
     except (OSError, ValueError) as e:
-        raise UserError(f"cannot load the tokenizer of {model}: {one_line(e)}") from None
+        raise UserError(f"cannot load the tokenizer of {model} ({one_line(e)}): {WHERE_FROM}") from None
 
 
 def load_model(model: str, device: str = "cpu"):
@@ -116,7 +117,7 @@ def load_model(model: str, device: str = "cpu"):
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa",
                                                       local_files_only=Path(model).is_dir())
     except (OSError, ValueError, RuntimeError) as e:
-        raise UserError(f"cannot load the model {model}: {one_line(e)}; name a folder or a hub id with --model") from None
+        raise UserError(f"cannot load the model {model} ({one_line(e)}): {WHERE_FROM}") from None
     loaded = loaded.to(device).eval()
     if device == "cuda":
         loaded.gradient_checkpointing_enable(dict(use_reentrant=False))

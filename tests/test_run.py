@@ -154,3 +154,9 @@ def test_auto_says_what_was_missing():
     out, _ = process.communicate(timeout=120)
     if not torch.cuda.is_available():
         assert "scale: pocket" in out and "a CUDA card" in out
+
+
+def test_a_model_that_is_nowhere_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = refused("--model", "no/such", "--out", tmp_path / "out")
+    assert "no/such" in said and "--model" in said and not (tmp_path / "out").exists()
