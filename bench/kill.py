@@ -1,7 +1,7 @@
 """Kills one pocket run with -9 at random moments, resumes it each time, and compares the end with an undisturbed run.
 
     python bench/kill.py                 # 25 kills; prints a line each, and whether the files are equal byte for byte
-    python bench/kill.py --kills 3       # a quick look
+    python bench/kill.py --kills 3 --steps 12    # a quick look
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-COMMAND = ["--scale", "pocket", "--arm", "cone", "--steps", "60", "--save-every", "2", "--batch", "32", "--pairs", "30",
+COMMAND = ["--scale", "pocket", "--arm", "cone", "--save-every", "2", "--batch", "32", "--pairs", "30",
            "--pairs-heldout", "10", "--eval-samples", "1", "--steer-prompts", "4", "--workers", "1"]
 COMPARED = ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors")
 
@@ -56,10 +56,10 @@ def wait_for_a_moment(process, folder: Path, rng: random.Random) -> bool:
     return process.poll() is None
 
 
-def kill_and_resume(folder: Path, log, kills: int, seed: int) -> int:
+def kill_and_resume(folder: Path, log, command: list[str], kills: int, seed: int) -> int:
     """Runs to the end through `kills` kills; returns how many took place before the run was done."""
     rng = random.Random(seed)
-    process = start(log, *COMMAND, "--out", folder)
+    process = start(log, *command, "--out", folder)
     for done in range(kills):
         if not wait_for_a_moment(process, folder, rng):
             finish(process, log)
@@ -75,12 +75,14 @@ def kill_and_resume(folder: Path, log, kills: int, seed: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=60, help="of the run; 25 kills take some 45")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    command = [*COMMAND, "--steps", str(args.steps)]
     with tempfile.TemporaryDirectory() as tmp, open(Path(tmp) / "log", "w+") as log:
         whole, torn = Path(tmp) / "whole", Path(tmp) / "torn"
-        finish(start(log, *COMMAND, "--out", whole), log)
-        kills = kill_and_resume(torn, log, args.kills, args.seed)
+        finish(start(log, *command, "--out", whole), log)
+        kills = kill_and_resume(torn, log, command, args.kills, args.seed)
         differ = [n for n in COMPARED if (whole / n).read_bytes() != (torn / n).read_bytes()]
         print(f"{kills} kills; " + (f"DIFFERENT: {', '.join(differ)}" if differ else "metrics, samples, evaluation and adapter are equal"))
         shutil.rmtree(torn)
