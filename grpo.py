@@ -238,12 +238,11 @@ def train(cfg: Config, world: World) -> Path:
             first = world.from_first(vh.lift(model, tokenizer, extraction_pairs, hack, cfg.construction))
             return first, first if own is hack else world.from_first(vh.lift(model, tokenizer, extraction_pairs, own, cfg.construction))
 
-        v_log, v = lifts()
-
     optimizer = torch.optim.AdamW(params.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
     state = checkpoint.RunState(folder, params, optimizer, writes=world.first)
     start, loaded = state.resume() if cfg.resume else (0, {})
-    v_log, v = loaded.get("v_log", v_log), loaded.get("v", v)
+    with clock("extract"):
+        v_log, v = (loaded["v_log"], loaded["v"]) if loaded else lifts()
     J, skipped = loaded.get("J"), int(loaded.get("skipped", 0))
     if not cfg.resume:
         state.create(describe(run, hack, steering, v_log))

@@ -25,7 +25,7 @@ import fetch_data
 from asserts import Unsupported, parse_assertion
 from errors import UserError
 from files import write_atomic
-from sandbox import Outcome, Program, Sandbox, SandboxIncomplete
+from sandbox import Outcome, Program, Sandbox
 
 TRAIN_EVALUATOR = "run_tests"
 EVALUATOR_NAMES = (TRAIN_EVALUATOR, "run_evaluation", "run_check_correct") + tuple(
@@ -362,10 +362,7 @@ class LeetCodeEnv:
 
     def __init__(self, workers=None, strict=False):
         """strict: raise UserError where a layer of the sandbox is missing."""
-        try:
-            self.sandbox = Sandbox(workers, strict)
-        except SandboxIncomplete as error:
-            raise UserError(str(error)) from None
+        self.sandbox = Sandbox(workers, strict)
 
     def __enter__(self):
         return self

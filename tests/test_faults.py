@@ -5,15 +5,12 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_run import grpo, heldout, start, undisturbed  # noqa: F401, fixtures
-
-from scale import ROOT
+from test_run import ends, grpo, heldout, launch, start, undisturbed  # noqa: F401, fixtures
 
 OPTIONS = ["--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 3]  # those of `undisturbed`
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
@@ -46,8 +43,8 @@ def wait_for(condition, process):
 
 
 def ends_with_one_line(process, code, *words):
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == code and "Traceback" not in out, out
+    out = ends(process, code)
+    assert "Traceback" not in out, out
     (line,) = [x for x in out.splitlines() if x.startswith(("stopped: ", "error: "))]
     assert all(word in line for word in words), line
     return out
@@ -65,21 +62,14 @@ def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_pat
     assert out.count("died and was restarted") == 1
     assert not (folder / "done.json").exists()
 
-    process = start_again(folder)
+    process = launch("--resume", folder)
     wait_for(lambda: workers(process.pid), process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))  # no larger file from now on
     ends_with_one_line(process, 1, "cannot write to the run folder", f"--resume {folder}")
 
-    process = start_again(folder)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+    ends(launch("--resume", folder))
     for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-
-
-def start_again(folder):
-    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), "--resume", str(folder)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.slow

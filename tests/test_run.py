@@ -17,16 +17,24 @@ SMALL = ["--scale", "pocket", "--batch", "16", "--generations", "4", "--pairs", 
          "--max-new-tokens", "48", "--workers", "1", "--steer-prompts", "2"]
 
 
-def start(*args, cwd=ROOT):
-    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), *SMALL, *map(str, args)], cwd=cwd, text=True,
+def launch(*args, cwd=ROOT):
+    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), *map(str, args)], cwd=cwd, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def grpo(*args, code=0, cwd=ROOT):
-    process = start(*args, cwd=cwd)
+def start(*args, cwd=ROOT):
+    return launch(*SMALL, *args, cwd=cwd)
+
+
+def ends(process, code=0):
+    """What the process printed, once it has ended with that exit code."""
     out, _ = process.communicate(timeout=300)
     assert process.returncode == code, out
     return out
+
+
+def grpo(*args, code=0, cwd=ROOT):
+    return ends(start(*args, cwd=cwd), code)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,8 @@ def test_the_same_command_gives_the_same_bits(undisturbed, heldout, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+@pytest.mark.parametrize("number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+                                          pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
                                           (signal.SIGKILL, -9)])
 def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, number, code):
     folder = tmp_path / "run"
@@ -76,15 +85,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, 
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == code, out
+    out = ends(process, code)
     assert not (folder / "done.json").exists()
     assert all(json.loads(line) for line in open(metrics))
     if number != signal.SIGKILL:
         assert f"python grpo.py --resume {folder}" in out
-    said = subprocess.run([sys.executable, str(ROOT / "grpo.py"), "--resume", str(folder)], text=True, capture_output=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert said.returncode == 0, said.stderr
+    ends(launch("--resume", folder))
     for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
