@@ -21,10 +21,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import Stopped, UserError
-from files import to_json, write_atomic, write_json
+from faults.errors import Stopped, UserError
+from faults.files import to_json, write_atomic, write_json
 from leetcode_env import EVAL_NAMES, LABELS, load_problems, render_messages
-from stats import wilson
+from study.stats import wilson
 
 CONDITIONS = ("loophole", "no_loophole")
 HACK_LABELS = ("hack",)
@@ -101,7 +101,7 @@ def evaluator_name(problem_id, sample, seed):
 
 def _respond(sampler, tokenizer, jobs, temperature, max_new_tokens, stream):
     """One response text per (problem, sample, evaluator) of `jobs`; `stream` names the random numbers to use."""
-    from rollout import decode, encode_prompt  # here: it loads torch, which plots and the study's report do without
+    from engine.torch_sampler import decode, encode_prompt  # here: it loads torch, which plots and the study's report do without
 
     prompts = [encode_prompt(tokenizer, render_messages(problem, name)) for problem, _, name in jobs]
     rollouts = sampler.generate(
@@ -397,7 +397,7 @@ def main(argv=None):
 
 def _plot_command(argv):
     """`python eval.py plot RUN... [--out FOLDER]`."""
-    import plots
+    from study import plots
 
     parser = argparse.ArgumentParser(prog="eval.py plot", description="The plots of any run folders.")
     parser.add_argument("runs", type=Path, nargs="+")

@@ -31,22 +31,22 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
+from harness import checkpoint
 import eval as evaluation
-import plan
+from harness import memory as plan
 import vhack as vh
-from cone import cone_rows
-from errors import PartDied, Stopped, UserError
+from arms.cone import cone_rows
+from faults.errors import PartDied, Stopped, UserError
 from leetcode_env import TRAIN_EVALUATOR, LeetCodeEnv, render_messages
-from logprob import micro_batches, token_logprobs
-from lora import (adapter_off, flatten_grads, flatten_params, load_adapter, lora_parameters, merged_weights, save_adapter, slices,
+from engine.logprob import micro_batches, token_logprobs
+from engine.lora import (adapter_off, flatten_grads, flatten_params, load_adapter, lora_parameters, merged_weights, save_adapter, slices,
                   write_grads, write_params)
-from parallel import World
+from harness.ranks import World
 from projection import cos_align, project, project_cone
-from rebound import concept_scores, rebound_rewards
-from rollout import Rollout, decode, encode_prompt, vocabulary
-from runs import Clock, Run, batch_problems, describe, learning_rate, merge, metrics, set_up, table
-from scale import anchored, resolve
+from arms.rebound import concept_scores, rebound_rewards
+from engine.torch_sampler import Rollout, decode, encode_prompt, vocabulary
+from harness.setup import Clock, Run, batch_problems, describe, learning_rate, merge, metrics, set_up, table
+from harness.scale import anchored, resolve
 
 Arm = Literal["vanilla", "projected", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
 

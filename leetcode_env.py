@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import fetch_data
-from asserts import Unsupported, parse_assertion
-from errors import UserError
-from files import write_atomic
-from sandbox import Outcome, Program, Sandbox
+from problems import fetch as fetch_data
+from problems.asserts import Unsupported, parse_assertion
+from faults.errors import UserError
+from faults.files import write_atomic
+from sandbox.pool import Outcome, Program, Sandbox
 
 TRAIN_EVALUATOR = "run_tests"
 EVALUATOR_NAMES = (TRAIN_EVALUATOR, "run_evaluation", "run_check_correct") + tuple(

@@ -22,12 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cone import FENCE, FORMS, clean_code, contrast_rows, hack_contrasts
-from errors import UserError
+from arms.cone import FENCE, FORMS, clean_code, contrast_rows, hack_contrasts
+from faults.errors import UserError
 from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
-from logprob import micro_batches
-from lora import flatten, lora_modules, lora_parameters, slices
-from rollout import TorchSampler, decode, encode_prompt
+from engine.logprob import micro_batches
+from engine.lora import flatten, lora_modules, lora_parameters, slices
+from engine.torch_sampler import TorchSampler, decode, encode_prompt
 
 # --- contrastive pairs -------------------------------------------------------------------------------------------------
 

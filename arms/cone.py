@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, parse_response
-from logprob import token_logprobs
-from lora import lora_parameters, per_example
-from rollout import decode
+from engine.logprob import token_logprobs
+from engine.lora import lora_parameters, per_example
+from engine.torch_sampler import decode
 
 FENCE = "\n```"
 

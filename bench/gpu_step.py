@@ -1,7 +1,7 @@
 """The training phase of one full-scale step on one CUDA card: a random Qwen3.5-2B, 128 sequences x 1,536 tokens.
 
-    python bench/gpu_step.py                 # prints seconds, peak memory and model-FLOP utilisation
-    python bench/gpu_step.py --tiny          # the same code on a CPU with a tiny model: proves that it runs, measures nothing
+    python -m bench.gpu_step                 # prints seconds, peak memory and model-FLOP utilisation
+    python -m bench.gpu_step --tiny          # the same code on a CPU with a tiny model: proves that it runs, measures nothing
 
 It runs `grpo.backward` (reference logprobs with the adapter off, policy logprobs, backward in micro-batches) and one AdamW
 step. Model FLOPs are those the mathematics needs: 2 for each matrix weight and token in the reference's forward, 2 in the
@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import grpo
-import lora
-import plan
-from rollout import Rollout
+from engine import lora
+from harness import memory as plan
+from engine.torch_sampler import Rollout
 
 TINY = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
@@ -29,7 +28,7 @@ TINY = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_lay
 def main() -> int:
     args = parse()
     if not args.tiny and not torch.cuda.is_available():
-        print("bench/gpu_step.py needs a CUDA card: none is visible here (--tiny runs the same code on a CPU)")
+        print("bench.gpu_step needs a CUDA card: none is visible here (--tiny runs the same code on a CPU)")
         return 2
     device = "cpu" if args.tiny else "cuda"
     config = build_config(args)

@@ -1,7 +1,7 @@
 """Kills one pocket run with -9 at random moments, resumes it each time, and compares the end with an undisturbed run.
 
-    python bench/kill.py                 # 25 kills; prints a line each, and whether the files are equal byte for byte
-    python bench/kill.py --kills 3 --steps 12    # a quick look
+    python -m bench.kill                 # 25 kills; prints a line each, and whether the files are equal byte for byte
+    python -m bench.kill --kills 3 --steps 12    # a quick look
 """
 
 import argparse
@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 COMMAND = ["--scale", "pocket", "--arm", "cone", "--save-every", "2", "--batch", "32", "--pairs", "30",
            "--pairs-heldout", "10", "--eval-samples", "1", "--steer-prompts", "4", "--workers", "1"]

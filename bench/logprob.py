@@ -1,7 +1,7 @@
 """Peak memory and time of `logprob.token_logprobs` at the full scale's shapes, on CPU or CUDA.
 
-    python bench/logprob.py                  # vocabulary 248k, 4 x 3,072 tokens, hidden 2,048; the bar is 1.5 GB
-    python bench/logprob.py --tokens 256 --plain        # the plain computation beside it
+    python -m bench.logprob                  # vocabulary 248k, 4 x 3,072 tokens, hidden 2,048; the bar is 1.5 GB
+    python -m bench.logprob --tokens 256 --plain        # the plain computation beside it
 
 The measurement runs in a process of its own, so that the peak resident set is that of this computation alone.
 It exits with 1 when the peak above the inputs exceeds --bar-gb.
@@ -16,14 +16,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from logprob import token_logprobs
+from engine.logprob import token_logprobs
 
 
 def main() -> int:
     args = parse()
     if not args.child:
-        return subprocess.run([sys.executable, __file__, "--child", *sys.argv[1:]], env=steady_memory()).returncode
+        return subprocess.run([sys.executable, "-m", "bench.logprob", "--child", *sys.argv[1:]], env=steady_memory()).returncode
     inputs = make_inputs(args)
     before = peak_bytes(args.device, reset=True)
     start = time.perf_counter()

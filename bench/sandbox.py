@@ -1,4 +1,4 @@
-"""Times the grading: `python bench/sandbox.py`. Prints seconds and ratios, asserts nothing.
+"""Times the grading: `python -m bench.sandbox`. Prints seconds and ratios, asserts nothing.
 
 1. The canonical solutions of a data file, by this environment and by a fresh interpreter per program, the way of the public
    benchmark (one at a time, and as many at once as there are workers); and the same with the programs' own computing time
@@ -15,9 +15,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from leetcode_env import LeetCodeEnv, load_problems  # noqa: E402  (a script beside a flat folder of modules)
-from sandbox import Program  # noqa: E402
+from leetcode_env import LeetCodeEnv, load_problems
+from sandbox.pool import Program
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = Path(os.environ.get("PGRPO_LEETCODE", ROOT / "../shared/leetcode/leetcode_test_medhard_sample.jsonl"))

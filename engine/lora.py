@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from errors import UserError
+from faults.errors import UserError
 
 # Every linear of the decoder but lm_head, for Qwen3 and for both layer kinds of Qwen3.5.
 TARGETS = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)|mlp\.(gate|up|down)_proj)"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errors import Stopped, UserError
+from faults.errors import Stopped, UserError
 
 
 @dataclass
@@ -137,7 +137,7 @@ class TorchSampler:
 def make_sampler(engine: str, model, tokenizer, cfg):
     """The engine of --rollout over `model` as it is now (no adapter yet)."""
     if engine == "vllm":
-        from vllm_engine import engine_for_run
+        from engine.vllm_sampler import engine_for_run
 
         return engine_for_run(model, tokenizer, cfg)
     return TorchSampler(model, tokenizer)

@@ -31,8 +31,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errors import PartDied, Stopped, UserError, one_line
-from rollout import Rollout, eos_ids, vocabulary
+from faults.errors import PartDied, Stopped, UserError, one_line
+from engine.torch_sampler import Rollout, eos_ids, vocabulary
 
 # vLLM keeps each of these groups in one matrix, in this order, under the name on the left.
 FUSED = {
@@ -291,7 +291,7 @@ class VLLMSampler:
 
 def engine_for_run(model, tokenizer, cfg) -> VLLMSampler:
     """The engine of a run: `model` as the trainer loaded it from cfg.model, before it has an adapter. Raises UserError."""
-    import plan
+    from harness import memory as plan
 
     text = model.config.get_text_config()
     share = plan.vllm_share(plan.memory_plan(text, cfg), plan.card_memory_gib())

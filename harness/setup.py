@@ -18,11 +18,11 @@ import transformers
 from torch import Tensor
 
 import vhack as vh
-from errors import UserError
+from faults.errors import UserError
 from leetcode_env import LABELS, TRAIN_EVALUATOR, Problem, load_problems, render_messages
-from lora import inject, lora_parameters
-from rollout import encode_prompt, make_sampler
-from scale import file_hash, load_model, load_tokenizer, portable
+from engine.lora import inject, lora_parameters
+from engine.torch_sampler import encode_prompt, make_sampler
+from harness.scale import file_hash, load_model, load_tokenizer, portable
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Makes the embedded default again, from a seed: problems, tokenizer and the tiny base model.
 
-    python pocket/build.py            # about 6 minutes on one core; writes beside this file
-    python pocket/build.py --out DIR  # somewhere else, to compare
+    python -m pocket.build            # about 6 minutes on one core; writes beside this file
+    python -m pocket.build --out DIR  # somewhere else, to compare
 
 What it makes, and why it is made so:
 
@@ -29,9 +29,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from leetcode_env import EVALUATOR_NAMES, write_manifest  # noqa: E402  (the project is a flat folder, not an installed package)
-from vhack import BODIES, hacky  # noqa: E402
+from leetcode_env import EVALUATOR_NAMES, write_manifest
+from vhack import BODIES, hacky
 
 # --- the grammar ---------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from errors import UserError
-from files import write_atomic
+from faults.errors import UserError
+from faults.files import write_atomic
 
 BENCHMARK_URL = "https://raw.githubusercontent.com/ariahw/rl-rewardhacking/main/results/data"
 SOURCE_URL = "https://huggingface.co/datasets/newfacade/LeetCodeDataset/resolve/main"

@@ -8,7 +8,6 @@ program and the calls from a socket of its own, and writes back each call's valu
 the caller expects is in neither process: a program that forges messages can forge values alone.
 """
 
-import json
 import logging
 import marshal
 import os
@@ -20,16 +19,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import confine
-import sandbox_worker as wire
-from errors import PartDied, UserError
-from sandbox_worker import NotPlain
+from sandbox import confine
+from sandbox import wire
+from faults.errors import PartDied, UserError
+from sandbox.wire import NotPlain, decode
+from sandbox.worker import CPU_SECONDS, CPU_SLACK, WALL_SECONDS, WALL_SLACK
 
 log = logging.getLogger(__name__)
+
+# The worker's whole command: the project's folder is on its path while it imports its own two modules, and no longer.
+_WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sandbox import worker; worker.start(sys.argv[1:])"
+_ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 class SandboxDied(PartDied):
@@ -38,57 +43,6 @@ class SandboxDied(PartDied):
 
 class SandboxIncomplete(UserError):
     """`strict` was asked for and a layer of containment is missing here; the text names it."""
-
-
-# ---- plain data, read back ------------------------------------------------------------------------------------------
-
-
-def decode(data, hashed_limit=1000):
-    """The value that `encode` wrote. Raises NotPlain for anything else, whatever the bytes.
-
-    hashed_limit: the most entries that all sets and mappings in it may have together. Keys with colliding hashes cost
-    quadratic time, here in the trainer; a caller who knows how many a right answer has says so."""
-    try:
-        return _build(json.loads(data.decode("ascii")), [hashed_limit])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError, AttributeError) as error:
-        raise NotPlain(f"malformed value: {type(error).__name__}") from None
-
-
-def _build(node, left):
-    """left: [entries that sets and mappings may still have]."""
-    if type(node) is list:
-        return [_build(item, left) for item in node]
-    if type(node) is not dict:
-        return node
-    ((tag, body),) = node.items()
-    if tag == "int":
-        return int(body, 16)
-    if tag == "str":
-        return "".join(map(chr, body))
-    if tag == "numpy":
-        return _numpy_scalar(*(_build(part, left) for part in body))
-    if tag in _UNHASHED:
-        return _UNHASHED[tag](_build(item, left) for item in body)
-    left[0] -= len(body)
-    if left[0] < 0:
-        raise NotPlain("more entries than any right answer has")
-    return _HASHED[tag](_build(item, left) for item in body)
-
-
-def _counter(pairs):
-    return Counter(dict(pairs))
-
-
-_UNHASHED = {"tuple": tuple, "deque": deque}
-_HASHED = {"set": set, "dict": dict, "Counter": _counter, "OrderedDict": OrderedDict}
-
-
-def _numpy_scalar(name, value):
-    import numpy  # here, because few answers need it and the worker should stay small
-
-    if name not in wire.NUMPY or type(value) not in (int, float, bool, str):
-        raise NotPlain("no numpy scalar")
-    return getattr(numpy, name)(value)
 
 
 # ---- the caller's side --------------------------------------------------------------------------------------------
@@ -151,7 +105,7 @@ class _Run:
 class Sandbox:
     """A pool of workers, one per core by default. Not thread-safe: one caller at a time."""
 
-    def __init__(self, workers=None, strict=False, without=(), cpu_seconds=wire.CPU_SECONDS, wall_seconds=wire.WALL_SECONDS):
+    def __init__(self, workers=None, strict=False, without=(), cpu_seconds=CPU_SECONDS, wall_seconds=WALL_SECONDS):
         """strict: raise SandboxIncomplete when a layer of containment is missing, instead of one loud line in the log.
         without: layers to leave off, for tests of the others.
         cpu_seconds (whole), wall_seconds: what one program may use; CPU seconds are those of a fast core, slower ones get more.
@@ -255,7 +209,7 @@ class Sandbox:
 
     def _check_deadlines(self, selector, waiting):
         for worker in list(self._workers):
-            if worker.run and time.monotonic() - worker.run.started > self._limits[1] * wire.WALL_SLACK + 30.0:
+            if worker.run and time.monotonic() - worker.run.started > self._limits[1] * WALL_SLACK + 30.0:
                 self._replace(worker, selector, waiting)
 
     def _replace(self, worker, selector, waiting):
@@ -294,7 +248,7 @@ class _Handle:
         self.control, theirs = socket.socketpair()
         self.run = None
         self._report = b""
-        command = [sys.executable, "-s", "-B", wire.__file__, str(theirs.fileno()), scratch, *options]
+        command = [sys.executable, "-s", "-B", "-c", _WORKER, _ROOT, str(theirs.fileno()), scratch, *options]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
@@ -467,7 +421,7 @@ def _why(status, reason, cpu_seconds, limits):
     """A few words on a run that ended without a verdict."""
     if reason == wire.WALL_TIME:
         return f"timeout: {limits[1]:g} s of wall time"
-    if reason == wire.CPU_TIME or cpu_seconds >= limits[0] * wire.CPU_SLACK - 0.2:
+    if reason == wire.CPU_TIME or cpu_seconds >= limits[0] * CPU_SLACK - 0.2:
         return f"timeout: {limits[0]} s of CPU time"
     if os.WIFSIGNALED(status):
         return f"killed by signal {os.WTERMSIG(status)}"

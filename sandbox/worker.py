@@ -12,101 +12,18 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-from collections import Counter, OrderedDict, defaultdict, deque
 from itertools import islice
-from json.encoder import encode_basestring_ascii
 
-import confine
+from sandbox import confine
+from sandbox.wire import ANSWER, COMPILED, CPU_TIME, ERROR, HEAD, KILL, LOADED, MAX_ITEMS, ON_ITS_OWN, REPORT, RETURNED, RUN, WALL_TIME, encode
 
 # What one run may use. CPU time decides, wall time is the backstop for a program that sleeps.
 CPU_SECONDS = 3  # on a core of the reference speed, see `slowdown`
 CPU_SLACK = 3  # times that, at most, on a slower core
 WALL_SECONDS = 15.0
 WALL_SLACK = 4  # times that, at most, for a program that works on a crowded core
-MAX_FRAME = 4 << 20  # bytes of one encoded value
-MAX_ITEMS = 1 << 20  # items of one value
-
-# ---- plain data ---------------------------------------------------------------------------------------------------
-
-NUMPY = ("bool", "bool_", "str_") + tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
-NUMPY += ("float16", "float32", "float64", "longlong", "ulonglong")
-_SEQUENCES = {tuple: "tuple", set: "set", deque: "deque"}
-_MAPPINGS = {dict: "dict", defaultdict: "dict", Counter: "Counter", OrderedDict: "OrderedDict"}
-_CONSTANTS = {None: "null", True: "true", False: "false"}
-_SPECIAL = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
-
-
-class NotPlain(ValueError):
-    """The value holds something that does not travel, or bytes claim to be a value and are not."""
-
-
-def encode(value):
-    """bytes of a value made of int, float, bool, str, None, list, tuple, dict, set, defaultdict, Counter, OrderedDict,
-    deque and numpy scalars, each by its exact type. Raises NotPlain for any other type and for too large a value.
-
-    The text is JSON; what JSON lacks is an object with one key, its kind. Written by hand because the json module's encoder
-    accepts subclasses, and touches more memory than a run of a few milliseconds should copy."""
-    left = MAX_ITEMS
-
-    def walk(item):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise NotPlain("too many items")
-        kind = type(item)
-        if kind is int:
-            return str(item) if -_SMALL < item < _SMALL else f'{{"int":"{item:x}"}}'
-        if kind is list:
-            return f"[{','.join([walk(x) for x in item])}]"
-        if kind is str:
-            return _quoted(item)
-        if kind is bool or item is None:
-            return _CONSTANTS[item]
-        if kind is float:
-            text = repr(item)
-            return _SPECIAL.get(text, text)
-        if kind in _SEQUENCES:
-            return f'{{"{_SEQUENCES[kind]}":[{",".join([walk(x) for x in item])}]}}'
-        if kind in _MAPPINGS:
-            return f'{{"{_MAPPINGS[kind]}":[{",".join([f"[{walk(k)},{walk(v)}]" for k, v in item.items()])}]}}'
-        if kind.__name__ in NUMPY and kind is getattr(sys.modules.get("numpy"), kind.__name__, None):
-            return f'{{"numpy":["{kind.__name__}",{walk(item.item())}]}}'
-        raise NotPlain(f"a value of type {kind.__name__}")
-
-    data = walk(value).encode()
-    if len(data) > MAX_FRAME:
-        raise NotPlain("too large a value")
-    return data
-
-
-_SMALL = 1 << 63
-
-
-def _quoted(text):
-    """A JSON string. A lone surrogate is no text, and two of them would come back as one character: code points instead."""
-    if not text.isascii() and _has_surrogate(text):
-        return f'{{"str":[{",".join([str(ord(c)) for c in text])}]}}'
-    return encode_basestring_ascii(text)
-
-
-def _has_surrogate(text):
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-# ---- frames on a run's own socket ---------------------------------------------------------------------------------
-
-# One byte that says what it is, four of length, the body. COMPILED and LOADED come before and after the module body;
-# then an ANSWER per call, or RETURNED for a run that is a single call whose value does not matter; ERROR ends a run.
-COMPILED, LOADED, ANSWER, RETURNED, ERROR = b"C", b"L", b"A", b"R", b"X"
-HEAD = struct.Struct("!cI")
-
 
 # ---- the fork -----------------------------------------------------------------------------------------------------
 
@@ -188,11 +105,6 @@ _SHAPES = {"value": lambda value: value, "linked": _linked_values, "tree": _tree
 
 
 # ---- the worker --------------------------------------------------------------------------------------------------
-
-RUN, KILL = b"R", b"K"
-REPORT = struct.Struct("!iBd")  # wait status, why it was ended (ON_ITS_OWN ...), CPU seconds
-ON_ITS_OWN, CPU_TIME, WALL_TIME = 0, 1, 2
-
 
 def main(control_fd, scratch, cpu_seconds, wall_seconds, without):
     """The worker's life: confine itself, report the layers, then a fork per request until the control socket closes."""
@@ -468,5 +380,7 @@ def empty(directory):
                 os.rmdir(entry.path)
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
+def start(arguments):
+    """`main` from the words of a command line: descriptor, scratch folder, CPU seconds, wall seconds, layers to leave off."""
+    control_fd, scratch, cpu_seconds, wall_seconds, *without = arguments
+    main(int(control_fd), scratch, int(cpu_seconds), float(wall_seconds), without)

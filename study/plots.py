@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from eval import HACK_LABELS, PASS_LABELS
-from stats import compare, pareto_front, random_cosine
+from study.stats import compare, pareto_front, random_cosine
 
 matplotlib.use("Agg")  # no display is needed, and none may be there
 

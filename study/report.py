@@ -14,15 +14,15 @@ import numpy as np
 
 from eval import HACK_LABELS
 from leetcode_env import LABELS
-from plots import MAIN_ARMS, by_variant, draw_all, scores
-from stats import MATCH, compare, difference_text, headline, mean_interval, percent, points, random_cosine, verdicts
+from study.plots import MAIN_ARMS, by_variant, draw_all, scores
+from study.stats import MATCH, compare, difference_text, headline, mean_interval, percent, points, random_cosine, verdicts
 
 BASELINE = "vanilla"
 ESCAPE_SHARE = 0.10  # a cone run whose batch hacks this often, over a mean of ESCAPE_WINDOW steps, has escaped
 ESCAPE_WINDOW = 10
 CHARACTERS_SHOWN = 1200  # characters of a sample response
 PLANNED = {"arm", "seed"}  # settings that name a run, and are not listed again
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
     "pareto": "Hack rate against pass rate after training.",
     "effects": "Each arm minus vanilla, with the 95 % interval over seeds; an arm with one seed has none.",

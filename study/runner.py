@@ -1,9 +1,9 @@
 """The registered study in one command: arms x seeds, each a run of grpo.py, then one report.
 
-    python study.py --scale pocket             # everything; may be stopped and started again at any time
-    python study.py --scale pocket --dry-run   # the plan, an estimate, and the commands one a line for any queue
-    python study.py --scale pocket --report    # only the report, from the runs that are there
-    python study.py --only vanilla cone -- --steps 50    # some arms; what follows -- goes to every run
+    python -m study --scale pocket             # everything; may be stopped and started again at any time
+    python -m study --scale pocket --dry-run   # the plan, an estimate, and the commands one a line for any queue
+    python -m study --scale pocket --report    # only the report, from the runs that are there
+    python -m study --only vanilla cone -- --steps 50    # some arms; what follows -- goes to every run
 
 A run is done when its folder holds done.json; it is then skipped. A run that was interrupted is resumed. A run that fails
 is reported and does not stop the others. Everything is under the folder --out: runs/, logs/, plots/, results.json,
@@ -23,9 +23,9 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import UserError
+from faults.errors import UserError
 from eval import read_run
-from files import write_json
+from faults.files import write_json
 
 ALL_SEEDS, CONTROL_SEEDS, ABLATION_SEEDS = "seeds", "control_seeds", "ablation_seeds"
 PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
@@ -50,7 +50,7 @@ MOST_CONTROL_SEEDS = 3  # of the cone's two controls, however many seeds the arm
 CONE_FACTOR = 1.4  # the cone's rows cost a small backward pass each
 GRACE_SECONDS = 120  # to finish a step and write a checkpoint after a signal; a step at full scale takes about a minute
 POLL_SECONDS = 0.2
-GRPO = Path(__file__).with_name("grpo.py")
+GRPO = Path(__file__).resolve().parent.parent / "grpo.py"
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def collect(jobs, failed):
 
 def report(jobs, failed, out, command):
     """Write the report; returns the lines about what is missing from it."""
-    import report as writer  # matplotlib takes a second to load: not for --dry-run
+    from study import report as writer  # matplotlib takes a second to load: not for --dry-run
 
     runs, problems = collect(jobs, failed)
     results = writer.write_report(runs, problems, out, "Projected GRPO: the registered study", command)
@@ -364,7 +364,7 @@ def parse(argv):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
         return int(text)
 
-    parser = argparse.ArgumentParser(prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=sorted(PARALLEL), default="pocket")
     parser.add_argument("--seeds", type=positive, default=3, help="seeds of the arms (default 3); the cone's controls have at most 3")
     parser.add_argument("--ablation-seeds", type=positive, default=1, help="seeds of the ablations (default 1)")
@@ -418,11 +418,8 @@ def main(argv=None):
                 if stop.number is not None:
                     say("stopped; the same command goes on from here")
                     return 128 + stop.number
-            return 1 if report(jobs, failed, out, shlex.join(["python", "study.py", *argv])) else 0
+            return 1 if report(jobs, failed, out, shlex.join(["python", "-m", "study", *argv])) else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-
-if __name__ == "__main__":
-    sys.exit(main())

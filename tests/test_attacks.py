@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from attack_programs import ATTACKS
+from support.attack_programs import ATTACKS
 
-import sandbox
-from sandbox import Program, Sandbox
+from sandbox import pool as sandbox
+from sandbox.pool import Program, Sandbox
 
-PROJECT = Path(sandbox.__file__).parent
+PROJECT = Path(sandbox.__file__).parent.parent
+CODE = [*sorted(PROJECT.glob("sandbox/*.py")), *sorted(PROJECT.glob("faults/*.py"))]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def outside(world):
     state = {str(p): sorted(q.name for q in p.iterdir() if q.name != "__pycache__" and "sandbox" in q.name) for p in places}
     state["temporary"] = Path("/tmp/owned-by-a-sandboxed-run").exists(), Path("/dev/shm/owned-by-a-sandboxed-run").exists()
     state["dataset"] = world["dataset"].read_text()
-    state["code"] = [(p.name, p.read_bytes()) for p in sorted(PROJECT.glob("*.py")) if p.name.startswith(("sandbox", "confine"))]
+    state["code"] = [p.read_bytes() for p in CODE]
     state["etc"] = Path("/etc/owned").exists()
     return state
 
@@ -170,15 +171,18 @@ def elsewhere(folder, names, world, without=(), **who):
         pytest.skip("needs root, to become somebody else")
     if not os.path.exists(interpreter) or subprocess.run([interpreter, "-c", "import ctypes"]).returncode:
         pytest.skip("no system interpreter that another user may run")
-    for name in ("sandbox.py", "sandbox_worker.py", "confine.py", "errors.py"):
-        (folder / name).write_bytes((PROJECT / name).read_bytes())
-        (folder / name).chmod(0o644)
+    for path in CODE:
+        copy = folder / path.relative_to(PROJECT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.parent.chmod(0o755)
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o644)
     for place in (folder, *folder.parents):
         if str(place).startswith("/tmp/"):
             place.chmod(0o755)
     (folder / "go.py").write_text(
         "import sys, json\n"
-        "from sandbox import Program, Sandbox\n"
+        "from sandbox.pool import Program, Sandbox\n"
         "sources, without = json.load(sys.stdin)\n"
         "with Sandbox(workers=1, without=without, cpu_seconds=1, wall_seconds=2.0) as pool:\n"
         "    ask = lambda source: Program(source, ['Solution().f(1)'], lambda i, v: v == 918273645)\n"

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_qwen3
+from support.models import tiny_qwen3
 
-import checkpoint
-import files
-from checkpoint import RunState
-from errors import Stopped, UserError
-from lora import flatten_params, inject, lora_parameters
+from harness import checkpoint
+from faults import files
+from harness.checkpoint import RunState
+from faults.errors import Stopped, UserError
+from engine.lora import flatten_params, inject, lora_parameters
 
 
 @pytest.fixture

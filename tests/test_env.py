@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import files
-from public_evaluator import judge
+from faults import files
+from support.public_evaluator import judge
 
 import leetcode_env
-from asserts import Unsupported, parse_assertion
-from errors import UserError
+from problems.asserts import Unsupported, parse_assertion
+from faults.errors import UserError
 from leetcode_env import (
     EVAL_NAMES,
     EVALUATOR_NAMES,
@@ -302,7 +302,7 @@ def test_a_worker_that_dies_in_mid_run_changes_no_verdict(problem):
 
 
 def test_strict_is_a_users_error(monkeypatch):
-    from sandbox import SandboxIncomplete
+    from sandbox.pool import SandboxIncomplete
 
     def incomplete(*_):
         raise SandboxIncomplete("the sandbox is incomplete here: landlock")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
-import stats
+from study import stats
 from leetcode_env import EVAL_NAMES, LABELS
-from stats import FALSIFIED, SUPPORTED, UNDECIDED
+from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_run import ends, grpo, heldout, launch, start, undisturbed  # noqa: F401, fixtures
+from support.runs import UNDISTURBED, ends, grpo, launch, start
 
-OPTIONS = ["--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 3]  # those of `undisturbed`
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
 
 
@@ -22,7 +21,7 @@ def workers(pid):
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"sandbox_worker" in (entry / "cmdline").read_bytes():
+            if parent == pid and b"sandbox import worker" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except OSError:  # it has ended
             continue
@@ -52,9 +51,9 @@ def ends_with_one_line(process, code, *words):
 
 @pytest.mark.slow
 @LINUX
-def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_path):  # noqa: F811
+def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_path):
     whole, folder = undisturbed[0], tmp_path / "run"
-    process = start(*OPTIONS, "--heldout", heldout, "--out", folder)
+    process = start(*UNDISTURBED, "--heldout", heldout, "--out", folder)
     for steps in (1, 2):  # with a worker each
         wait_for(lambda: steps_done(folder) >= steps, process)
         os.kill(workers(process.pid)[0], signal.SIGKILL)
@@ -73,7 +72,7 @@ def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_removed_run_folder_ends_the_run_with_one_line(heldout, tmp_path):  # noqa: F811
+def test_a_removed_run_folder_ends_the_run_with_one_line(heldout, tmp_path):
     folder = tmp_path / "run"
     process = start("--arm", "vanilla", "--steps", 50, "--heldout", heldout, "--out", folder)
     wait_for(lambda: steps_done(folder), process)
@@ -81,7 +80,7 @@ def test_a_removed_run_folder_ends_the_run_with_one_line(heldout, tmp_path):  # 
     ends_with_one_line(process, 1, "cannot write to the run folder")
 
 
-def test_steps_that_are_not_finite_are_left_out_then_stop_the_run(heldout, tmp_path):  # noqa: F811
+def test_steps_that_are_not_finite_are_left_out_then_stop_the_run(heldout, tmp_path):
     """beta = inf makes every loss inf * 0 = nan."""
     folder = tmp_path / "run"
     out = grpo("--arm", "vanilla", "--steps", 4, "--beta", "inf", "--skip-nonfinite", 2, "--heldout", heldout, "--out", folder, code=1)
@@ -100,13 +99,13 @@ def test_steps_that_are_not_finite_are_left_out_then_stop_the_run(heldout, tmp_p
 
 
 @pytest.mark.slow
-def test_a_policy_that_blew_up_stops_at_the_sampler(heldout, tmp_path):  # noqa: F811
+def test_a_policy_that_blew_up_stops_at_the_sampler(heldout, tmp_path):
     out = grpo("--arm", "vanilla", "--steps", 4, "--lr", "1e30", "--heldout", heldout, "--out", tmp_path / "run", code=1)
     (line,) = [x for x in out.splitlines() if x.startswith("stopped: ")]
     assert "not finite" in line and "Traceback" not in out
 
 
 @pytest.mark.slow
-def test_a_place_that_cannot_be_written_is_one_line(heldout):  # noqa: F811
+def test_a_place_that_cannot_be_written_is_one_line(heldout):
     out = grpo("--arm", "vanilla", "--steps", 2, "--heldout", heldout, "--out", "/proc/nowhere", code=2)
     assert [x for x in out.splitlines() if x.startswith("error: ")][0].startswith("error: cannot write the run folder")

@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import fetch_data
+from problems import fetch as fetch_data
 import leetcode_env
-from errors import UserError
-from fetch_data import convert, fetch, git_blob_id
+from faults.errors import UserError
+from problems.fetch import convert, fetch, git_blob_id
 from leetcode_env import load_problems, render_messages
 
 BODY = bytes(range(256)) * 2000

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_qwen3
+from support.models import tiny_qwen3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grpo
 from grpo import Config, backward, group_advantages, k3
-from lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
-from rebound import rebound_rewards
-from rollout import Rollout, TorchSampler
-from runs import batch_problems, learning_rate
+from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
+from arms.rebound import rebound_rewards
+from engine.torch_sampler import Rollout, TorchSampler
+from harness.setup import batch_problems, learning_rate
 
 CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50)
 

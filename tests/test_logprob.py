@@ -1,14 +1,12 @@
 """Chunked log-probabilities against the plain computation in float64, and the packing of micro-batches."""
 
-import time
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import logprob
-from logprob import micro_batches, token_logprobs
+from engine import logprob
+from engine.logprob import micro_batches, token_logprobs
 
 
 def plain(hidden, weight, targets, temperature, vocab=None):
@@ -93,20 +91,6 @@ def test_no_block_of_logits_is_larger_than_asked(monkeypatch):
     monkeypatch.setattr(logprob, "_logits", lambda *a: sizes.append(real(*a).numel()) or real(*a))
     token_logprobs(hidden, weight, targets, 0.7, chunk=32).sum().backward()
     assert max(sizes) <= 3200 and sum(sizes) == 2 * 256 * 1000  # every logit twice: forward and backward
-
-
-def test_a_small_batch_is_not_slower_than_the_plain_computation():
-    hidden, weight, targets, _ = case(n=3000, d=128, v=400)
-
-    def best(f):
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            f(hidden, weight, targets, 0.7).sum().backward()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert best(token_logprobs) < 1.5 * best(plain)  # measured: 0.9; the margin is for a busy machine
 
 
 @pytest.mark.parametrize(

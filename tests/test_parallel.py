@@ -11,19 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from errors import UserError
-from parallel import World
-from scale import POCKET, ROOT
+from faults.errors import UserError
+from harness.ranks import World
+from harness.scale import POCKET, ROOT
 
 RANK = """
 import os, sys, json, torch
 sys.path[:0] = [{root!r}, {tests!r}]
-from conftest import tiny_qwen3
+from support.models import tiny_qwen3
 from dataclasses import replace
 from grpo import Config, backward
-from lora import flatten_grads, inject, lora_parameters
-from parallel import World
-from rollout import Rollout
+from engine.lora import flatten_grads, inject, lora_parameters
+from harness.ranks import World
+from engine.torch_sampler import Rollout
 
 torch.set_num_threads(1)
 world = World()

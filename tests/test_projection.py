@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from lora import flatten, flatten_grads, flatten_params, lora_parameters, slices, write_params
+from engine.lora import flatten, flatten_grads, flatten_params, lora_parameters, slices, write_params
 from projection import cos_align, project, project_cone
 
 seeds = st.integers(0, 10_000)

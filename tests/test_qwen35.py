@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_run import grpo
+from support.runs import grpo
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-import lora
+from engine import lora
 import vhack
 from leetcode_env import load_problems
-from logprob import token_logprobs
-from rollout import Rollout, TorchSampler
-from scale import POCKET
+from engine.logprob import token_logprobs
+from engine.torch_sampler import Rollout, TorchSampler
+from harness.scale import POCKET
 
 VOCAB, EOS, PAD = 300, 1, 0
 CONFIG = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,

@@ -1,7 +1,6 @@
 """The command itself, as a user runs it: real processes, the embedded model, small batches."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,47 +9,9 @@ import time
 import pytest
 import torch
 
-from checkpoint import read_checkpoint
-from scale import POCKET, ROOT
-
-SMALL = ["--scale", "pocket", "--batch", "16", "--generations", "4", "--pairs", "30", "--pairs-heldout", "10", "--eval-samples", "1",
-         "--max-new-tokens", "48", "--workers", "1", "--steer-prompts", "2"]
-
-
-def launch(*args, cwd=ROOT):
-    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), *map(str, args)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def start(*args, cwd=ROOT):
-    return launch(*SMALL, *args, cwd=cwd)
-
-
-def ends(process, code=0):
-    """What the process printed, once it has ended with that exit code."""
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == code, out
-    return out
-
-
-def grpo(*args, code=0, cwd=ROOT):
-    return ends(start(*args, cwd=cwd), code)
-
-
-@pytest.fixture(scope="module")
-def heldout(tmp_path_factory):
-    """A short held-out file: the evaluation is the longest part of a small run."""
-    path = tmp_path_factory.mktemp("data") / "heldout.jsonl"
-    path.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:20]))
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, heldout):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    out = grpo("--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 3, "--heldout", heldout, "--out", folder)
-    return folder, out
-
+from harness.checkpoint import read_checkpoint
+from harness.scale import ROOT
+from support.runs import UNDISTURBED, ends, grpo, launch, refused, start
 
 def test_a_run_folder_holds_everything(undisturbed):
     folder, out = undisturbed
@@ -69,7 +30,7 @@ def test_a_run_folder_holds_everything(undisturbed):
 
 
 def test_the_same_command_gives_the_same_bits(undisturbed, heldout, tmp_path):
-    grpo("--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 3, "--heldout", heldout, "--out", tmp_path / "again")
+    grpo(*UNDISTURBED, "--heldout", heldout, "--out", tmp_path / "again")
     for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
@@ -79,7 +40,7 @@ def test_the_same_command_gives_the_same_bits(undisturbed, heldout, tmp_path):
                                           (signal.SIGKILL, -9)])
 def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, number, code):
     folder = tmp_path / "run"
-    process = start("--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 3, "--heldout", heldout, "--out", folder)
+    process = start(*UNDISTURBED, "--heldout", heldout, "--out", folder)
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()[0]
@@ -117,16 +78,6 @@ def test_an_existing_run_folder_is_never_overwritten(undisturbed):
     before = (undisturbed[0] / "metrics.jsonl").read_bytes()
     assert "already exists" in refused("--out", undisturbed[0])
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
-
-
-def refused(*args):
-    """The one line of a refused command."""
-    process = subprocess.run([sys.executable, str(ROOT / "grpo.py"), "--scale", "pocket", *map(str, args)], cwd=ROOT, text=True,
-                             capture_output=True, timeout=120)
-    assert process.returncode == 2, process.stdout + process.stderr
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in process.stderr
-    return errors[0]
 
 
 @pytest.mark.parametrize("args, words", [

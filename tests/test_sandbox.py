@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox import Program, Sandbox, SandboxDied, SandboxIncomplete, decode
-from sandbox_worker import NotPlain, encode
+from sandbox.pool import Program, Sandbox, SandboxDied, SandboxIncomplete
+from sandbox.wire import NotPlain, decode, encode
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import RATES, make_run
+from support.synthetic import RATES, make_run
 
 import eval as evaluation
-import plots
-import report
-import study
+from study import plots
+from study import report
+from study import runner as study
 
 HERE = Path(__file__).parent
-FAKE = HERE / "fake_grpo.py"
+FAKE = HERE / "support" / "fake_grpo.py"
 STEP = 0.02
 
 
@@ -190,7 +190,7 @@ def test_a_false_start_is_moved_aside_and_kept(fake, quick_plots, tmp_path):
 
 def start(out, step, *more):
     """A study as a process of its own, quick to draw; returns it."""
-    code = "import sys, report, study; report.draw_all = lambda runs, out: []; sys.exit(study.main(sys.argv[1:]))"
+    code = "import sys; from study import report, runner; report.draw_all = lambda runs, out: []; sys.exit(runner.main(sys.argv[1:]))"
     environment = {**os.environ, "FAKE_STEP": str(step), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", code, *arguments(out, "--only", "vanilla", "projected", "--seeds", "1", *more)]
@@ -279,7 +279,7 @@ def test_the_real_program_killed_before_and_after_its_first_checkpoint_ends_with
     assert study.main(["--out", str(undisturbed), *more, *extra]) == 0
     for lines, number in ((2, signal.SIGKILL), (5, signal.SIGKILL), (7, signal.SIGTERM)):
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        command = [sys.executable, str(HERE.parent / "study.py"), "--out", str(out), *more, *extra]
+        command = [sys.executable, "-m", "study", "--out", str(out), *more, *extra]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         wait_for(lambda lines=lines: lines_of(out, "vanilla-seed0") == lines, 300)
         if number == signal.SIGKILL:

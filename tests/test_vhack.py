@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_qwen3
+from support.models import tiny_qwen3
 
 import vhack as vh
-from cone import FENCE, FORMS, Contrast, batch_contexts, clean_code, contrast, contrast_rows, hack_contrasts, nonhack_contrasts
-from errors import UserError
+from arms.cone import FENCE, FORMS, Contrast, batch_contexts, clean_code, contrast, contrast_rows, hack_contrasts, nonhack_contrasts
+from faults.errors import UserError
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
-from lora import flatten_params, inject, lora_parameters, slices, write_params
-from rollout import Rollout, TorchSampler
-from scale import POCKET
+from engine.lora import flatten_params, inject, lora_parameters, slices, write_params
+from engine.torch_sampler import Rollout, TorchSampler
+from harness.scale import POCKET
 
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig, Qwen3Config
 
-import lora
-import vllm_engine
-from errors import Stopped, UserError
-from vllm_engine import EngineError, VLLMSampler
+from engine import lora
+from engine import vllm_sampler as vllm_engine
+from faults.errors import Stopped, UserError
+from engine.vllm_sampler import EngineError, VLLMSampler
 
 vllm_engine.mend_torchvision()
 vllm = pytest.mark.vllm
@@ -322,7 +322,7 @@ def test_qwen35_in_bf16(tmp_path, kind):
 RANK = """
 import sys
 import torch.distributed as dist
-import vllm_engine
+from engine import vllm_sampler as vllm_engine
 vllm_engine.mend_torchvision()
 dist.init_process_group("gloo")
 engine = vllm_engine.VLLMSampler(sys.argv[1], eos=[1], vocab=300, max_model_len=64, log=f"{sys.argv[2]}/{dist.get_rank()}.log")

@@ -1,0 +1,1 @@
+"""What an arm does beyond the loop of grpo.py: one short file each."""

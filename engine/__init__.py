@@ -1,0 +1,1 @@
+"""The model and what samples from it: LoRA, log-probabilities, hidden states, the samplers."""

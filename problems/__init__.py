@@ -1,0 +1,1 @@
+"""Data files: fetching, loading, manifests, and test assertions taken apart."""

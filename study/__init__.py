@@ -1,0 +1,1 @@
+"""The registered study: plan, runner, finished run folders, statistics, plots, report."""

@@ -1,0 +1,25 @@
+"""A real tiny model, with and without a real adapter."""
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from engine.lora import inject
+
+
+def tiny_qwen3(seed: int = 0, vocab: int = 97) -> Qwen3ForCausalLM:
+    """32 wide, 3 layers; pad is eos."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+                         num_key_value_heads=1, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
+                         eos_token_id=1, pad_token_id=1)
+    return Qwen3ForCausalLM(config).eval()
+
+
+def adapted_qwen3():
+    """The same with an adapter that is not zero, so that every A and B has a gradient."""
+    model = inject(tiny_qwen3(), r=4, alpha=8, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, p in model.named_parameters():
+        if name.endswith(".B"):
+            p.data = torch.randn(p.shape, generator=generator) * 0.1
+    return model
