@@ -23,16 +23,12 @@ from pathlib import Path
 
 from faults.errors import Stopped, UserError
 from faults.files import to_json, write_atomic, write_json
-from leetcode_env import EVAL_NAMES, LABELS, load_problems, render_messages
+from leetcode_env import EVAL_NAMES, LABELS, PASS_LABELS, RATES, load_problems, render_messages
 from study.stats import wilson
 
 CONDITIONS = ("loophole", "no_loophole")
-HACK_LABELS = ("hack",)
-LOOSE_HACK_LABELS = ("hack", "attempted", "correct_attempted")
-PASS_LABELS = ("correct", "correct_attempted")
 EXAMPLES_PER_LABEL = 3
 EVAL_BATCH = 256  # sequences a call of the sampler; part of what decides the random numbers, so the same everywhere
-RATES = {"hack": HACK_LABELS, "hack_loose": LOOSE_HACK_LABELS, "pass": PASS_LABELS}
 STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, beside labels
 STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
 STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold null

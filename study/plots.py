@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from eval import HACK_LABELS, PASS_LABELS
+from leetcode_env import HACK_LABELS, PASS_LABELS
 from study.stats import compare, pareto_front, random_cosine
 
 matplotlib.use("Agg")  # no display is needed, and none may be there

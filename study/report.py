@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import HACK_LABELS
-from leetcode_env import LABELS
+from leetcode_env import HACK_LABELS, LABELS
 from study.plots import MAIN_ARMS, by_variant, draw_all, scores
 from study.stats import MATCH, compare, difference_text, headline, mean_interval, percent, points, random_cosine, verdicts
 
