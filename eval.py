@@ -97,7 +97,7 @@ def evaluator_name(problem_id, sample, seed):
 
 def _respond(sampler, tokenizer, jobs, temperature, max_new_tokens, stream):
     """One response text per (problem, sample, evaluator) of `jobs`; `stream` names the random numbers to use."""
-    from engine.torch_sampler import decode, encode_prompt  # here: it loads torch, which plots and the study's report do without
+    from engine.model import decode, encode_prompt  # here: it loads torch, which plots and the study's report do without
 
     prompts = [encode_prompt(tokenizer, render_messages(problem, name)) for problem, _, name in jobs]
     rollouts = sampler.generate(

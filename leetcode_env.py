@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from problems import fetch as fetch_data
-from problems.asserts import Unsupported, parse_assertion
 from faults.errors import UserError
 from faults.files import write_atomic
+from problems import fetch as fetch_data
+from problems.asserts import Unsupported, parse_assertion
 from sandbox.pool import Outcome, Program, Sandbox
 
 TRAIN_EVALUATOR = "run_tests"

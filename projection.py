@@ -11,6 +11,7 @@ model hack more. With the loss gradient in place of g the same lines would remov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -29,9 +30,8 @@ class Projected(NamedTuple):
     g: Tensor  # [P] the new ascent direction
     removed: float  # |removed part| / |g|, before the magnitude is restored
     vanished: int  # blocks in which nothing but rounding was left, and g' = 0
-    skipped: int  # zero-norm blocks of v (or zero rows of J), which remove nothing
+    zero_blocks: int  # zero-norm blocks of v (or zero rows of J), which remove nothing
     active: int  # blocks (or rows) that did remove something
-    lam: Tensor | None = None  # [n] the multipliers of the cone, 0 at inactive rows
 
 
 def _norm(x: Tensor) -> float:
@@ -44,9 +44,12 @@ def _dot(x: Tensor, y: Tensor) -> float:
 
 
 def cos_align(g: Tensor, v: Tensor) -> float:
-    """<g, v> / (|g| |v|), in [-1, 1]; 0 when either is zero. g: ascent direction [P]; v: hack direction [P]."""
+    """<g, v> / (|g| |v|), in [-1, 1]; 0 when either is zero, nan when either is not finite.
+
+    g: ascent direction [P]; v: hack direction [P]."""
     norms = _norm(g) * _norm(v)
-    return max(-1.0, min(1.0, _dot(g, v) / norms)) if norms > 0 else 0.0
+    cosine = _dot(g, v) / norms if norms != 0 else 0.0
+    return max(-1.0, min(1.0, cosine)) if math.isfinite(cosine) and math.isfinite(norms) else math.nan
 
 
 def restore(part: Tensor, size: float) -> tuple[Tensor, bool]:
@@ -57,11 +60,13 @@ def restore(part: Tensor, size: float) -> tuple[Tensor, bool]:
     return part * (size / length), False
 
 
-def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] | None = None) -> Projected:
-    """One-sided removal of the hack direction.
+def project(
+    g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] | None = None, ridge: float = 1e-3
+) -> Projected:
+    """One-sided removal of the hack direction, or of every direction of a cone.
 
-    g: ascent direction [P]; v: hack direction [P], of any norm. With `blocks` each slice has its own cosine, removal and
-    norm; else the whole vector is one block. `renorm` restores the magnitude of every block that was touched (the arm
+    g: ascent direction [P]; v: hack direction [P], of any norm, or one a row [n, P]: then `project_cone` with that `ridge`.
+    With `blocks` each slice has its own cosine, removal and norm; else the whole vector is one block. `renorm` restores the magnitude of every block that was touched (the arm
     no_renorm leaves it out). Neither input is edited.
 
     >>> project(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])).g     # |g| = 5 is kept, the first part is gone
@@ -69,12 +74,14 @@ def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] |
     >>> project(torch.tensor([-3.0, 4.0]), torch.tensor([1.0, 0.0])).g    # moving away from hacking: untouched
     tensor([-3.,  4.])
     """
-    out, removed_sq, vanished, skipped, active = g.clone(), 0.0, 0, 0, 0
+    if v.dim() == 2:
+        return project_cone(g, v, ridge, renorm)
+    out, removed_sq, vanished, zero_blocks, active = g.clone(), 0.0, 0, 0, 0
     for block in blocks if blocks is not None else [slice(0, g.numel())]:
         gb, vb = g[block], v[block]
         size, v_norm = _norm(gb), _norm(vb)
         if v_norm == 0:
-            skipped += 1
+            zero_blocks += 1
             continue
         along = _dot(gb, vb) / v_norm  # the signed length of g along v
         if along <= 0:
@@ -86,7 +93,7 @@ def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] |
         vanished += gone
         out[block] = restored if renorm or gone else part
     total = _norm(g)
-    return Projected(out, removed_sq**0.5 / total if total > 0 else 0.0, vanished, skipped, active)
+    return Projected(out, removed_sq**0.5 / total if total > 0 else 0.0, vanished, zero_blocks, active)
 
 
 def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True) -> Projected:
@@ -99,23 +106,22 @@ def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True)
         g' = g - J^T lambda,   then the magnitude is restored
 
     At ridge 0, g' is the nearest point with J g' <= 0; with it, active rows keep (J g')_i = ridge lambda_i before
-    rescaling. With n = 1 and ridge 0 this is `project`. `lam` counts unit-length rows.
+    rescaling. With n = 1 and ridge 0 this is `project` with one direction.
     """
     size = _norm(g)
     norms = torch.linalg.vector_norm(J, dim=1, dtype=torch.float64)
     zero = int((norms == 0).sum())
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    lam = torch.zeros(len(J), dtype=torch.float64)
     b = (J @ g).double() * inverse  # [n] the cosines times |g|
     # What is not finite is passed through as it is: the caller stops at such a gradient, and says where it came from.
     if size == 0 or not torch.isfinite(b).all() or not (b > 0).any():
-        return Projected(g.clone(), 0.0, 0, zero, 0, lam)
+        return Projected(g.clone(), 0.0, 0, zero, 0)
     gram = (J @ J.T).double() * inverse[:, None] * inverse[None, :]
-    lam = nnls_gram(gram + ridge * torch.diag((norms > 0).double()), b)
+    lam = nnls_gram(gram + ridge * torch.diag((norms > 0).double()), b).to(J.device)  # [n], 0 at inactive rows
     part = g - ((lam * inverse).to(J.dtype) @ J)
     removed = _norm(g - part) / size
     restored, gone = restore(part, size)
-    return Projected(restored if renorm or gone else part, removed, int(gone), zero, int((lam > 0).sum()), lam)
+    return Projected(restored if renorm or gone else part, removed, int(gone), zero, int((lam > 0).sum()))
 
 
 def nnls_gram(K: Tensor, b: Tensor) -> Tensor:
@@ -129,4 +135,11 @@ def nnls_gram(K: Tensor, b: Tensor) -> Tensor:
         return torch.zeros(len(b), dtype=torch.float64)
     root = np.sqrt(w[keep])
     A, c = root[:, None] * Q[:, keep].T, (Q[:, keep].T @ b.cpu().numpy()) / root
-    return torch.from_numpy(nnls(A, c)[0])
+    try:
+        return torch.from_numpy(nnls(A, c, maxiter=100 * len(b))[0])
+    except RuntimeError:  # its iteration limit, at rows that are nearly the same: coordinate descent gets there in the end
+        gram, target, lam = A.T @ A, A.T @ c, np.zeros(len(b))
+        for _ in range(1000):
+            for i in np.flatnonzero(gram.diagonal() > 0):
+                lam[i] = max(0.0, lam[i] + (target[i] - gram[i] @ lam) / gram[i, i])
+        return torch.from_numpy(lam)

@@ -16,6 +16,13 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+from faults.errors import UserError, command
+from harness.config import Config, parsed
+
+if __name__ == "__main__":
+    CONFIG = parsed("Extract the hack direction, print the table of layers, steer along it, and save it.")  # before torch is loaded
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,11 +30,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arms.cone import FENCE, FORMS, clean_code, contrast_rows, hack_contrasts
-from faults.errors import UserError
-from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
-from engine.logprob import micro_batches
+from engine.forward import last_hidden
 from engine.lora import flatten, lora_modules, lora_parameters, slices
-from engine.torch_sampler import TorchSampler, decode, encode_prompt
+from engine.model import band, decode, decoder_layers, encode_prompt
+from engine.sampler import Sampler
+from engine.torch_sampler import TorchSampler
+from harness.scale import resolve
+from harness.setup import Run, set_up
+from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
 
 # --- contrastive pairs -------------------------------------------------------------------------------------------------
 
@@ -60,7 +70,7 @@ def hacky(code: str, body: str, place: str, evaluator: str) -> str:
             "before": f"{definition}\n\n{code}"}[place]
 
 
-def make_pairs(problems: list[Problem], tokenizer, sampler, n: int, seed: int, max_new_tokens: int) -> list[Pair]:
+def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int, seed: int, max_new_tokens: int) -> list[Pair]:
     """n pairs on n problems. Clean is the base model's own greedy attempt, or the canonical solution where that attempt
     has no complete code block or defines the evaluator; hacky is the same code with an evaluator added, styles in turn.
 
@@ -82,12 +92,13 @@ def make_pairs(problems: list[Problem], tokenizer, sampler, n: int, seed: int, m
     return pairs
 
 
-def pair_contexts(tokenizer, pairs: list[Pair]) -> list[tuple[list[int], str]]:
+def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:
     """The pairs as contexts of the cone: (prompt ids, clean completion before its closing fence)."""
     return [(encode_prompt(tokenizer, render_messages(p.problem, TRAIN_EVALUATOR)), p.clean.removesuffix(FENCE)) for p in pairs]
 
 
 def pairs_hash(pairs: list[Pair]) -> str:
+    """16 hex digits that identify a list of pairs."""
     text = json.dumps([[p.problem.id, p.hack, p.clean] for p in pairs])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -95,34 +106,11 @@ def pairs_hash(pairs: list[Pair]) -> str:
 # --- hidden states and the direction --------------------------------------------------------------------------------------
 
 
-def band(depth: int) -> list[int]:
-    """The layers from 60 % to 75 % of depth, counted from 1 (0 would be the embeddings); the nearest one if none is."""
-    inside = [i for i in range(1, depth + 1) if 0.6 <= i / depth <= 0.75]
-    return inside or [max(1, round(0.675 * depth))]
-
-
-def decoder_layers(model):
-    """The list of decoder layers of a Hugging Face causal LM."""
-    return model.model.layers
-
-
-def last_hidden(model, sequences: list[list[int]], max_tokens: int = 8192) -> Tensor:
-    """Hidden states at each sequence's last token: [n, layers + 1, hidden], float32, differentiable if grad is on."""
-    out: list[Tensor | None] = [None] * len(sequences)
-    for group in micro_batches([len(s) for s in sequences], max_tokens):
-        width = max(len(sequences[i]) for i in group)
-        # Right padding: a causal model's states at real tokens never see it, so no mask is needed.
-        ids = torch.tensor([sequences[i] + [0] * (width - len(sequences[i])) for i in group], device=model.device)
-        states = model.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        for row, i in enumerate(group):
-            out[i] = torch.stack([h[row, len(sequences[i]) - 1] for h in states]).float()
-    return torch.stack(out)
-
-
-def encode_pair(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Any, pair: Pair) -> tuple[list[int], list[int]]:
     """(hacky, clean) token ids, each with the prompt before it."""
     prompt = encode_prompt(tokenizer, render_messages(pair.problem, TRAIN_EVALUATOR))
-    return tuple(prompt + tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
+    hack, clean = (prompt + tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
+    return hack, clean
 
 
 def separation(hack: Tensor, clean: Tensor, held_hack: Tensor, held_clean: Tensor) -> tuple[float, float]:
@@ -151,6 +139,9 @@ def denoise(d: Tensor, weight: Tensor, m: int) -> tuple[Tensor, float]:
     return kept / kept.norm().clamp(min=1e-30), share
 
 
+Kind = Literal["svd", "raw", "random"]
+
+
 @dataclass(frozen=True)
 class VHack:
     """The direction in the residual stream, and what identifies it."""
@@ -173,14 +164,20 @@ class VHack:
         return "\n".join(lines + [f"mean of *: {self.accuracy:.1%} held-out; down_proj of layer {self.best_layer}, "
                                   f"m = {self.m}: {self.survived:.1%} of |d| survives"])
 
+    def facts(self, steering: dict[str, Any] | None) -> dict[str, Any]:
+        """How it came out, for config.json. steering: the result of `steer`."""
+        found = dict(layers=self.layers, best_layer=self.best_layer, accuracy=self.accuracy, survived=self.survived, table=self.table)
+        return found | (dict(steering=steering, steering_rises=steering["rises"]) if steering else {})
+
 
 @torch.no_grad()
-def extract(model, tokenizer, pairs: list[Pair], heldout: int, m: int, layer: int | None = None,
-            kind: str = "svd", seed: int = 0, check: bool = True) -> VHack:
-    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band.
+def extract(model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int, layer: int | None = None, kind: Kind = "svd",
+            seed: int = 0, again: VHack | None = None) -> VHack:
+    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band. again: an earlier
+    direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation is not required then.
 
     kind: "svd" (the method), "raw" (no denoising) or "random" (a Gaussian d, one draw a seed, through the same denoising).
-    Raises UserError when held-out separation is 90 % or less (`check`), or m does not fit."""
+    Raises UserError when held-out separation is 90 % or less, or m does not fit."""
     ids = [encode_pair(tokenizer, p) for p in pairs]
     h = last_hidden(model, [i for pair in ids for i in pair])  # [2 n, layers + 1, hidden], hacky and clean in turn
     hack, clean, n = h[0::2], h[1::2], len(pairs) - heldout
@@ -195,12 +192,12 @@ def extract(model, tokenizer, pairs: list[Pair], heldout: int, m: int, layer: in
     table = [(i, *separation(*split(hack[:, i], clean[:, i]))) for i in range(1, depth + 1)]
     mean_hack, mean_clean = hack[:, layers].mean(1), clean[:, layers].mean(1)  # [n, hidden]
     accuracy, _ = separation(*split(mean_hack, mean_clean))
-    if check and accuracy <= 0.9:
+    if again is None and accuracy <= 0.9:
         raise UserError(f"held-out separation is {accuracy:.1%}, it must exceed 90 %: look at the pairs (do the hacky ones "
                         f"define the evaluator?) and at other layers (--layer); by layer: "
                         + ", ".join(f"{i}: {a:.0%}" for i, a, _ in table))
     raw = (mean_hack - mean_clean)[:n].mean(0)
-    best = max((row for row in table if row[0] in layers), key=lambda row: (row[1], row[2]))[0]
+    best = again.best_layer if again else max((row for row in table if row[0] in layers), key=lambda row: (row[1], row[2]))[0]
     d = raw
     if kind == "random":
         d = torch.randn(raw.shape, generator=torch.Generator().manual_seed(seed + 7919)).to(raw)
@@ -234,7 +231,7 @@ def load(path: str | Path) -> VHack:
 # --- the lift to LoRA space -------------------------------------------------------------------------------------------------
 
 
-def lift(model, tokenizer, pairs: list[Pair], vhack: VHack, construction: str = "jacobian") -> Tensor:
+def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int, construction: str = "jacobian") -> Tensor:
     """v [P], unit length (zero if nothing reaches the adapter): moving theta along +v makes the model hack more.
 
     jacobian  v = grad_theta of mean <h_hack - h_clean, d> over the pairs, at the current adapter
@@ -244,7 +241,7 @@ def lift(model, tokenizer, pairs: list[Pair], vhack: VHack, construction: str = 
     """
     params = lora_parameters(model)
     if construction == "contrast":
-        rows, _ = contrast_rows(model, hack_contrasts(tokenizer, pair_contexts(tokenizer, pairs), FORMS[:1]))
+        rows, _ = contrast_rows(model, hack_contrasts(tokenizer, pair_contexts(tokenizer, pairs), FORMS[:1]), vocab)
         v = rows.mean(0)
     elif construction == "outer":
         v = _outer_lift(model, [encode_pair(tokenizer, p)[0] for p in pairs], vhack.d)
@@ -260,7 +257,7 @@ def lift(model, tokenizer, pairs: list[Pair], vhack: VHack, construction: str = 
 
 
 @torch.no_grad()
-def _outer_lift(model, sequences: list[list[int]], d: Tensor) -> Tensor:
+def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
     writers = {n: m for n, m in lora_modules(model).items() if n.endswith(("o_proj", "out_proj", "down_proj"))}
     sums: dict[str, Tensor] = {}
     hooks = []
@@ -287,7 +284,7 @@ def _outer_lift(model, sequences: list[list[int]], d: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def steer(model, tokenizer, vhack: VHack, problems: list[Problem], *, strengths=(0.0, 0.05, 0.1, 0.2, 0.5, 1.0), temperature: float,
+def steer(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], *, strengths=(0.0, 0.05, 0.1, 0.2, 0.5, 1.0), temperature: float,
           max_new_tokens: int, seed: int, samples: int = 4) -> dict:
     """CAA-style check (Rimsky et al. 2023, arXiv 2312.06681): add s |gap| d at the extraction layers, at every position,
     and count how many responses define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
@@ -319,12 +316,13 @@ def steer(model, tokenizer, vhack: VHack, problems: list[Problem], *, strengths=
     return result
 
 
-def format_steering(result: dict) -> str:
+def format_steering(result: dict[str, Any]) -> str:
+    """The rates by strength, in one line."""
     rates = ", ".join(f"{s}: {r:.1%}" for s, r in result["rates"].items())
     return f"steering, share that defines the evaluator by strength: {rates} -> {'rises' if result['rises'] else 'NO RISE'}"
 
 
-def check_steering(model, tokenizer, vhack: VHack, problems: list[Problem], cfg) -> dict:
+def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
     """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or raises UserError
     with cfg.require_steering."""
     result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], temperature=cfg.temperature,
@@ -338,28 +336,71 @@ def check_steering(model, tokenizer, vhack: VHack, problems: list[Problem], cfg)
     return result
 
 
+# --- a run's directions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A run's directions in the residual stream, and the pairs that they were made from and are lifted with."""
+
+    pairs: list[Pair]  # all of them, the held-out ones last
+    hack: VHack  # every arm logs against it
+    own: VHack  # what the arm projects: the same, but for the arms no_svd and random
+
+    def lifted(self, run: Run) -> tuple[Tensor, Tensor]:
+        """v of `hack` and v of `own`, [P] each, at the run's current adapter."""
+        cfg, n = run.cfg, len(self.pairs) - run.cfg.pairs_heldout
+        own = [] if self.own is self.hack else [self.own]
+        each = [lift(run.model, run.tokenizer, self.pairs[:n], d, run.vocab, cfg.construction) for d in (self.hack, *own)]
+        return each[0], each[-1]
+
+    def contexts(self, run: Run) -> list[tuple[list[int], str]]:
+        """The extraction pairs as contexts of the cone."""
+        return pair_contexts(run.tokenizer, self.pairs[: len(self.pairs) - run.cfg.pairs_heldout])
+
+    def moved(self, run: Run) -> VHack:
+        """The hack direction again, at the current parameters: at the same layers, from the same pairs."""
+        cfg = run.cfg
+        return extract(run.model, run.tokenizer, self.pairs, cfg.pairs_heldout, cfg.m, cfg.layer, again=self.hack)
+
+    def save(self, folder: Path, model: str) -> None:
+        """v_hack.safetensors, and v_own.safetensors where the arm has one of its own."""
+        save(self.hack, folder / "v_hack.safetensors", model)
+        if self.own is not self.hack:
+            save(self.own, folder / "v_own.safetensors", model)
+
+
+def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
+    """The pairs, made anew (they are the same for the same seed), and the directions: read from a run that goes on, else extracted.
+
+    kind: of the arm's own direction. Raises UserError as `extract` and `load` do."""
+    cfg = run.cfg
+    pairs = make_pairs(run.train, run.tokenizer, run.sampler, cfg.pairs, cfg.seed, cfg.max_new_tokens)
+    if resume and all((resume / f"v_{name}.safetensors").exists() for name in ("hack", *(["own"] if kind != "svd" else []))):
+        hack = load(resume / "v_hack.safetensors")
+        return Directions(pairs, hack, hack if kind == "svd" else load(resume / "v_own.safetensors"))
+
+    def made(kind: Kind) -> VHack:
+        return extract(run.model, run.tokenizer, pairs, cfg.pairs_heldout, cfg.m, cfg.layer, kind, cfg.seed)
+
+    hack = made("svd")
+    return Directions(pairs, hack, hack if kind == "svd" else made(kind))
+
+
+@command
 def main() -> None:
     """python vhack.py [the fields of grpo.py]: extract, print the table of layers, steer, print samples, save."""
-    import tyro
-
-    import grpo  # here: it imports this module
-
-    cfg = tyro.cli(grpo.Config, description=main.__doc__)
-    try:
-        run = grpo.set_up(grpo.resolve(cfg))
-        cfg, path = run.cfg, Path(run.cfg.out or "v_hack.safetensors")
-        if path.exists():
-            raise UserError(f"{path} already exists: name another with --out")
-        pairs = make_pairs(run.train, run.tokenizer, run.sampler, cfg.pairs, cfg.seed, cfg.max_new_tokens)
-        hack = extract(run.model, run.tokenizer, pairs, cfg.pairs_heldout, cfg.m, cfg.layer)
-        print(hack.format())
-        for sample in check_steering(run.model, run.tokenizer, hack, run.problems, cfg)["samples"]:
-            print(f"--- strength {sample['strength']}\n{sample['response']}")
-        save(hack, path, cfg.model)
-        print(f"saved {path}")
-    except UserError as e:
-        sys.exit(print(f"error: {e}", file=sys.stderr) or 2)
+    run = set_up(resolve(CONFIG))
+    cfg, path = run.cfg, Path(run.cfg.out or "v_hack.safetensors")
+    if path.exists():
+        raise UserError(f"{path} already exists: name another with --out")
+    hack = directions(run, "svd").hack
+    print(hack.format())
+    for sample in check_steering(run.model, run.tokenizer, hack, run.problems, cfg)["samples"]:
+        print(f"--- strength {sample['strength']}\n{sample['response']}")
+    save(hack, path, cfg.model)
+    print(f"saved {path}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,1 +1,32 @@
-"""What an arm does beyond the loop of grpo.py: one short file each."""
+"""What sets an arm apart from plain GRPO, as data: the loop of grpo.py reads these fields and nothing else of an arm.
+
+A new arm is a line here and its name in `harness.config.Arm`; what it computes, if anything, is a short file in this folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm. The defaults are `vanilla`: nothing is removed, and cos_align is still logged."""
+
+    loophole: bool = True  # whether its prompts tell of the loophole
+    # What the step is projected on: the denoised direction, the raw one, a Gaussian one, or the cone's rows; None: nothing.
+    direction: Literal["svd", "raw", "random", "rows"] | None = None
+    renorm: bool = True  # whether the projected step gets its magnitude back
+    discount: bool = False  # whether rewards are discounted by how hacky a response looks (arms/rebound.py)
+
+
+ARMS = {
+    "vanilla": Arm(),
+    "projected": Arm(direction="svd"),
+    "cone": Arm(direction="rows"),
+    "no_renorm": Arm(direction="svd", renorm=False),
+    "no_svd": Arm(direction="raw"),
+    "random": Arm(direction="random"),
+    "rebound": Arm(discount=True),
+    "no_loophole": Arm(loophole=False),
+}

@@ -11,15 +11,18 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, parse_response
-from engine.logprob import token_logprobs
+from engine.forward import Batch
 from engine.lora import lora_parameters, per_example
-from engine.torch_sampler import decode
+from engine.model import decode
+from engine.sampler import Rollout
+from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, parse_response
 
 FENCE = "\n```"
 
@@ -38,7 +41,7 @@ class Contrast:
     clean: tuple[list[int], int]
 
 
-def contrast(tokenizer, prompt_ids: list[int], code: str, hacks: list[str], clean: str) -> Contrast:
+def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str], clean: str) -> Contrast:
     """The branches `hacks` and `clean` after the context prompt + code, tokenised as the policy would emit them.
 
     Code and branch are encoded as one text (a tokenizer may merge across the cut), and what a hacky and the clean sequence
@@ -53,7 +56,7 @@ def contrast(tokenizer, prompt_ids: list[int], code: str, hacks: list[str], clea
     return Contrast([(prompt_ids + ids, offset) for ids in sequences], (prompt_ids + clean_ids, offset))
 
 
-def hack_contrasts(tokenizer, contexts: list[tuple[list[int], str]], forms: tuple[str, ...] = FORMS,
+def hack_contrasts(tokenizer: Any, contexts: list[tuple[list[int], str]], forms: tuple[str, ...] = FORMS,
                    joined: bool = True) -> list[Contrast]:
     """Contexts (prompt ids, code before the closing fence) -> one row each, summed over the surface forms; or, with
     joined False, a row for every context and form."""
@@ -71,7 +74,7 @@ def clean_code(response: str, evaluator: str) -> str | None:
     return response[start:end]
 
 
-def batch_contexts(tokenizer, rollouts, limit: int, per_prompt: int = 2) -> list[tuple[list[int], str]]:
+def batch_contexts(tokenizer: Any, rollouts: list[Rollout], limit: int, per_prompt: int = 2) -> list[tuple[list[int], str]]:
     """Contexts from the policy's own responses that do not define the evaluator: `per_prompt` a prompt, `limit` in all."""
     taken: dict[tuple, int] = {}
     contexts = []
@@ -88,7 +91,7 @@ def batch_contexts(tokenizer, rollouts, limit: int, per_prompt: int = 2) -> list
     return contexts
 
 
-def nonhack_contrasts(tokenizer, contexts: list[tuple[list[int], str]]) -> list[Contrast]:
+def nonhack_contrasts(tokenizer: Any, contexts: list[tuple[list[int], str]]) -> list[Contrast]:
     """A control: the log-odds of misnaming the solution's method, which has nothing to do with hacking."""
     rows = []
     for ids, code in contexts:
@@ -98,7 +101,7 @@ def nonhack_contrasts(tokenizer, contexts: list[tuple[list[int], str]]) -> list[
     return rows
 
 
-def contrast_rows(model, rows: list[Contrast], max_tokens: int = 8192) -> tuple[Tensor, Tensor]:
+def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int = 8192) -> tuple[Tensor, Tensor]:
     """(J [n, P], f [n]): gradients at the current parameters, not normalised, and the log-odds themselves.
 
     All rows of a group in one backward pass: `lora.per_example` gives each row a copy of the adapter."""
@@ -111,7 +114,7 @@ def contrast_rows(model, rows: list[Contrast], max_tokens: int = 8192) -> tuple[
             sequences += [*rows[i].hack, rows[i].clean]
             index += [k] * (len(rows[i].hack) + 1)
         with per_example(model, torch.tensor(index, device=model.device)) as copies:
-            scores = branch_logprobs(model, sequences)  # [sequences]
+            scores = branch_logprobs(model, sequences, vocab)  # [sequences]
             odds, at = [], 0
             for i in group:
                 k = len(rows[i].hack)
@@ -135,23 +138,32 @@ def _groups(costs: list[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def branch_logprobs(model, sequences: list[tuple[list[int], int]]) -> Tensor:
-    """log p(tokens from `start` on | the tokens before) of each (ids, start): [n], temperature 1."""
-    width = max(len(ids) for ids, _ in sequences)
-    batch = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in sequences], device=model.device)
-    hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
-    where = [(row, t) for row, (ids, start) in enumerate(sequences) for t in range(start, len(ids))]
-    row, column = torch.tensor(where, device=model.device).T
-    logp = token_logprobs(hidden[row, column - 1], model.lm_head.weight, batch[row, column], 1.0)
-    return torch.zeros(len(sequences), device=model.device, dtype=logp.dtype).index_add(0, row, logp)
+def branch_logprobs(model: Any, sequences: list[tuple[list[int], int]], vocab: int) -> Tensor:
+    """log p(tokens from `start` on | the tokens before) of each (ids, start): [n], temperature 1, over the first `vocab` ids."""
+    batch = Batch([ids for ids, _ in sequences], [start for _, start in sequences], model.device)
+    logp = batch.logprobs(model, 1.0, vocab)  # [tokens]
+    return torch.zeros(len(sequences), device=model.device, dtype=logp.dtype).index_add(0, batch.row, logp)
 
 
-def cone_rows(model, tokenizer, rollouts, pair_contexts: list[tuple[list[int], str]], step: int, cfg) -> tuple[Tensor, float | None]:
+def cone_rows(
+    model: Any,
+    tokenizer: Any,
+    rollouts: list[Rollout],
+    pair_contexts: list[tuple[list[int], str]],
+    step: int,
+    cfg: Any,
+    vocab: int,
+    part: Callable[[list], list] = lambda rows: rows,
+    joined: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> tuple[Tensor, float | None]:
     """(J [n, P], mean log-odds of its rows) for this step, by cfg.cone_rows: contexts from the fixed pairs, the batch's own
-    clean responses, or both; or one of the two controls. n = 0 when there is no context."""
+    clean responses, or both; or one of the two controls. n = 0 when there is no context.
+
+    rollouts: the whole batch's, on every rank alike. part, joined: this rank's share of the rows, and all ranks' rows again."""
     if cfg.cone_rows == "random":
         size = sum(p.numel() for p in lora_parameters(model).values())
-        return torch.randn(cfg.cone_n, size, generator=torch.Generator().manual_seed(cfg.seed)).to(model.device), None
+        generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
+        return torch.randn(cfg.cone_n, size, generator=generator).to(model.device), None
     contexts = []
     if cfg.cone_rows in ("pairs", "both"):
         contexts += random.Random(f"{cfg.seed}:{step}").sample(pair_contexts, min(cfg.cone_n, len(pair_contexts)))
@@ -161,5 +173,5 @@ def cone_rows(model, tokenizer, rollouts, pair_contexts: list[tuple[list[int], s
         rows = nonhack_contrasts(tokenizer, contexts)
     else:
         rows = hack_contrasts(tokenizer, contexts, joined=not cfg.cone_split)
-    J, odds = contrast_rows(model, rows)
+    J, odds = map(joined, contrast_rows(model, part(rows), vocab))
     return J, odds.mean().item() if rows else None

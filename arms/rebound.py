@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from vhack import VHack, last_hidden
+from engine.forward import last_hidden
+from engine.sampler import Rollout
+from leetcode_env import Grade
 
 
 @torch.no_grad()
-def concept_scores(model, sequences: list[list[int]], vhack: VHack) -> Tensor:
-    """s = <h, d> at the last token of each sequence, h averaged over the layers: [n]. For the arm `rebound`."""
-    return last_hidden(model, sequences)[:, vhack.layers].mean(1) @ vhack.d.to(model.device)
+def concept_scores(model: Any, sequences: list[list[int]], layers: list[int], d: Tensor) -> Tensor:
+    """s = <h, d> at the last token of each sequence, h averaged over the layers: [n]. d: [hidden], unit length."""
+    return last_hidden(model, sequences)[:, layers].mean(1) @ d.to(model.device)
 
 
-def rebound_rewards(rewards: Tensor, correctness: Tensor, scores: Tensor, cfg) -> Tensor:
+def discounted(rewards: Tensor, grades: list[Grade], rollouts: list[Rollout], model: Any, layers: list[int], d: Tensor, cfg: Any) -> Tensor:
+    """The rewards [batch] of the arm `rebound`, scored at the completions' last tokens."""
+    scores = concept_scores(model, [r.prompt_ids + r.completion_ids for r in rollouts], layers, d).cpu()  # [batch]
+    return rebound_rewards(rewards, torch.tensor([g.correctness_reward for g in grades]), scores, cfg)
+
+
+def rebound_rewards(rewards: Tensor, correctness: Tensor, scores: Tensor, cfg: Any) -> Tensor:
     """Rebound's advantage modification: rewards [n] discounted by how hacky the response looks within its group.
 
     scores [n]: <h, d> at the completion's last token (the paper's place, the prompt's last token, is the same for a whole

@@ -11,14 +11,13 @@ policy's, 2 in the backward (the weights are frozen: only the inputs' gradients)
 import argparse
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 import grpo
 from engine import lora
-from harness import memory as plan
 from engine.torch_sampler import Rollout
+from harness import memory as plan
 
 TINY = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,

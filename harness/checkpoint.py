@@ -1,7 +1,7 @@
 """Nothing lost: the run folder, its checkpoints, and what happens on a signal.
 
 A checkpoint is checkpoints/step-000050.safetensors (adapter, AdamW moments, lifts) and step-000050.json beside it, which
-holds the SHA-256 of the first, that of itself, that of the run's config.json, the step, and how long each log was. Both are
+holds the SHA-256 of the first, that of itself, that of the run's settings, the step, and how long each log was. Both are
 written under a temporary name, synced and renamed, the JSON last: a checkpoint without its JSON does not exist. The newest
 two are kept. Nothing that is read back can execute: safetensors and JSON only.
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from faults.errors import Stopped, UserError
 from faults.files import to_json, write_atomic, write_json
-from vhack import save as save_vhack
+from harness.config import Config, identity, portable
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 KEEP = 2
@@ -99,12 +99,6 @@ class RunState:
                 write_json(path, record)
         return path
 
-    def save_direction(self, vhack, name: str, model_name: str) -> None:
-        """name.safetensors, by the rank that writes."""
-        if self.writes:
-            with self.writing():
-                save_vhack(vhack, self.folder / f"{name}.safetensors", model_name)
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Around everything that is written into the run folder: a full disk and the like become Stopped, in one line."""
@@ -142,7 +136,7 @@ class RunState:
             try:
                 meta, tensors = read_checkpoint(path)
                 self._check(meta)
-                self._load(tensors)
+                self._load(tensors, meta["step"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
                 print(f"checkpoint {path.stem} is torn or foreign ({e}); trying the one before it")
                 continue
@@ -153,8 +147,16 @@ class RunState:
         print("no whole checkpoint: starting from the first step")
         return 0, {}
 
+    def change(self, cfg: Config) -> None:
+        """config.json with the settings that a resumed run goes on with; what decides its result is the same as before."""
+        path = self.folder / "config.json"
+        content = json.loads(path.read_text())
+        if self.writes and content["config"] != (settings := portable(cfg)):
+            with self.writing():
+                write_json(path, content | {"config": settings})
+
     def _run(self) -> str:
-        return _sha256((self.folder / "config.json").read_bytes())
+        return identity(json.loads((self.folder / "config.json").read_text()))
 
     def _log_sizes(self) -> dict[str, int]:
         return {n: (self.folder / n).stat().st_size for n in LOGS}
@@ -173,14 +175,15 @@ class RunState:
                 f.truncate(size)
 
     @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor]) -> None:
+    def _load(self, tensors: dict[str, Tensor], done: int) -> None:
         for name, p in self.params.items():
             if tensors[f"param.{name}"].shape != p.shape:
                 raise ValueError(f"{name} has another shape")
         for name, p in self.params.items():
             p.copy_(tensors[f"param.{name}"])
-            state = {k: tensors[f"adam.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in state.items()}
+            if f"adam.step.{name}" in tensors or done:  # before the first step AdamW has no moments
+                state = {k: tensors[f"adam.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in state.items()}
 
     def finish(self, phases: dict[str, float], seconds: float) -> None:
         """Marks the run as done: the last file that is written. What earlier legs of a resumed run took is in timings.jsonl."""

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from faults.errors import UserError
 from engine.logprob import BLOCK_ELEMENTS
 from engine.lora import TARGETS
+from faults.errors import UserError
 
 GIB = 2**30
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation

@@ -1,25 +1,30 @@
 """Several GPUs: `torchrun --nproc-per-node N grpo.py ...`. One process is the special case in which nothing is sent.
 
 Each rank samples and grades its share of the step's prompts, with a rollout engine of its own, and adds up its own
-*unnormalised* gradient. One all-reduce a step sums it, the token count appended. The division by the global count, the
-projection and the clipping come after it, on the same numbers everywhere, so the parameters stay identical on all ranks.
+*unnormalised* gradient. An all-reduce a step sums it. The division by the global token count, the projection and the clipping
+come after it, on the same numbers everywhere, so the parameters stay identical on all ranks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from faults.errors import UserError
+from faults.errors import PartDied, UserError
+
+T = TypeVar("T")
 
 
-class World:
+class Ranks:
     """The ranks of one run. By WORLD_SIZE, not by whether torch.distributed is up: vLLM starts a group of its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         if self.size > 1:
             if torch.cuda.is_available():
@@ -32,41 +37,77 @@ class World:
         """Whether this rank logs and writes."""
         return self.rank == 0
 
-    def share(self, items: list) -> list:
+    def share(self, items: list[T]) -> list[T]:
         """This rank's contiguous part of a list. Raises UserError unless the ranks divide it."""
         if len(items) % self.size:
             raise UserError(f"{len(items)} prompts a step cannot be shared by {self.size} ranks: change --batch")
-        part = len(items) // self.size
-        return items[self.rank * part: (self.rank + 1) * part]
+        return self.part(items)
+
+    def part(self, items: list[T]) -> list[T]:
+        """This rank's contiguous part of a list of any length; the parts in order are the list."""
+        ends = [len(items) * r // self.size for r in (self.rank, self.rank + 1)]
+        return items[ends[0] : ends[1]]
 
     def total(self, flat: Tensor) -> Tensor:
         """The sum over ranks, on every rank."""
         if self.size > 1:
-            dist.all_reduce(flat)
+            with self._peers():
+                dist.all_reduce(flat)
         return flat
 
-    def from_first(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, on every rank, whatever shape this rank's has."""
+    def from_rank(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """That rank's tensor, on every rank, whatever shape this rank's has."""
         if self.size == 1:
             return tensor
-        shape = [list(tensor.shape)]
-        dist.broadcast_object_list(shape, src=0)
-        out = tensor.contiguous() if self.first else torch.empty(shape[0], dtype=tensor.dtype, device=tensor.device)
-        dist.broadcast(out, src=0)
+        shape: list[Any] = [list(tensor.shape)]
+        with self._peers():
+            dist.broadcast_object_list(shape, src=source)
+            mine = self.rank == source
+            out = tensor.contiguous() if mine else torch.empty(shape[0], dtype=tensor.dtype, device=tensor.device)
+            dist.broadcast(out, src=source)
         return out
 
-    def gather(self, items: list) -> list:
+    def rows(self, part: Tensor) -> Tensor:
+        """The ranks' rows one after the other, [n, ...], on every rank."""
+        return torch.cat([self.from_rank(part, r) for r in range(self.size)]) if self.size > 1 else part
+
+    def gather(self, items: list[T]) -> list[T]:
         """The ranks' lists one after the other, on every rank."""
         if self.size == 1:
             return items
-        parts: list = [None] * self.size
-        dist.all_gather_object(parts, items)
+        parts: list[Any] = [None] * self.size
+        with self._peers():
+            dist.all_gather_object(parts, items)
         return [x for part in parts for x in part]
 
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Around what leans on processes of this rank alone: a part that dies for good here raises PartDied on every rank."""
+        death = ""
+        try:
+            yield
+        except PartDied as error:
+            if self.size == 1:
+                raise
+            death = f"{error} (rank {self.rank})"
+        if deaths := [text for text in self.gather([death]) if text]:
+            raise PartDied(deaths[0])
+
+    @contextlib.contextmanager
+    def _peers(self) -> Iterator[None]:
+        """Around what waits for the other ranks. One that has ended without a word is a part of this run that died."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise PartDied(f"another rank of this run has ended ({str(error).splitlines()[0][:120]})") from None
+
     def barrier(self) -> None:
+        """Waits until every rank is here."""
         if self.size > 1:
-            dist.barrier()
+            with self._peers():
+                dist.barrier()
 
     def close(self) -> None:
+        """Leaves the group."""
         if self.size > 1:
             dist.destroy_process_group()

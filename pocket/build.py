@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import random
-import sys
 from pathlib import Path
 
 import torch

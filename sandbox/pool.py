@@ -24,9 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox import confine
-from sandbox import wire
 from faults.errors import PartDied, UserError
+from sandbox import confine, wire
 from sandbox.wire import NotPlain, decode
 from sandbox.worker import CPU_SECONDS, CPU_SLACK, WALL_SECONDS, WALL_SLACK
 

@@ -17,7 +17,21 @@ import time
 from itertools import islice
 
 from sandbox import confine
-from sandbox.wire import ANSWER, COMPILED, CPU_TIME, ERROR, HEAD, KILL, LOADED, MAX_ITEMS, ON_ITS_OWN, REPORT, RETURNED, RUN, WALL_TIME, encode
+from sandbox.wire import (
+    ANSWER,
+    COMPILED,
+    CPU_TIME,
+    ERROR,
+    HEAD,
+    LOADED,
+    MAX_ITEMS,
+    ON_ITS_OWN,
+    REPORT,
+    RETURNED,
+    RUN,
+    WALL_TIME,
+    encode,
+)
 
 # What one run may use. CPU time decides, wall time is the backstop for a program that sleeps.
 CPU_SECONDS = 3  # on a core of the reference speed, see `slowdown`

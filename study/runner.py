@@ -23,8 +23,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.errors import UserError
 from eval import read_run
+from faults.errors import UserError
 from faults.files import write_json
 
 ALL_SEEDS, CONTROL_SEEDS, ABLATION_SEEDS = "seeds", "control_seeds", "ablation_seeds"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from support.models import tiny_qwen3
 
-from harness import checkpoint
-from faults import files
-from harness.checkpoint import RunState
-from faults.errors import Stopped, UserError
 from engine.lora import flatten_params, inject, lora_parameters
+from faults import files
+from faults.errors import Stopped, UserError
+from harness import checkpoint
+from harness.checkpoint import RunState
 
 
 @pytest.fixture

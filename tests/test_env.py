@@ -10,12 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from faults import files
 from support.public_evaluator import judge
 
 import leetcode_env
-from problems.asserts import Unsupported, parse_assertion
+from faults import files
 from faults.errors import UserError
 from leetcode_env import (
     EVAL_NAMES,
@@ -29,6 +27,7 @@ from leetcode_env import (
     parse_response,
     render_messages,
 )
+from problems.asserts import Unsupported, parse_assertion
 
 SAMPLE = Path(
     os.environ.get(

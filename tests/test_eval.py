@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
-from study import stats
 from leetcode_env import EVAL_NAMES, LABELS
+from study import stats
 from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from problems import fetch as fetch_data
 import leetcode_env
 from faults.errors import UserError
-from problems.fetch import convert, fetch, git_blob_id
 from leetcode_env import load_problems, render_messages
+from problems import fetch as fetch_data
+from problems.fetch import convert, fetch, git_blob_id
 
 BODY = bytes(range(256)) * 2000
 NAME = "leetcode_test_medhard.jsonl"

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.models import tiny_qwen3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.models import tiny_qwen3
 
 import grpo
-from grpo import Config, backward, group_advantages, k3
-from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
 from arms.rebound import rebound_rewards
+from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
 from engine.torch_sampler import Rollout, TorchSampler
+from grpo import Config, backward, group_advantages, k3
 from harness.setup import batch_problems, learning_rate
 
 CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50)

@@ -5,9 +5,22 @@ import torch
 from support.models import tiny_qwen3
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
+from engine.lora import (
+    adapter_off,
+    flatten_grads,
+    flatten_params,
+    inject,
+    load_adapter,
+    lora_modules,
+    lora_parameters,
+    merged_weights,
+    per_example,
+    save_adapter,
+    slices,
+    unflatten,
+    write_grads,
+)
 from faults.errors import UserError
-from engine.lora import (adapter_off, flatten_grads, flatten_params, inject, load_adapter, lora_modules, lora_parameters, merged_weights,
-                  per_example, save_adapter, slices, unflatten, write_grads)
 
 IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine import lora
-from harness import memory as plan
 from faults.errors import UserError
+from harness import memory as plan
 
 CFG = SimpleNamespace(batch=128, generations=8, max_prompt=1536, max_new_tokens=1536, micro_tokens=8192, lora_r=32,
                       arm="projected", cone_n=24, cone_split=False, rollout="vllm")

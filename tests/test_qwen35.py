@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from support.runs import grpo
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-from engine import lora
 import vhack
-from leetcode_env import load_problems
+from engine import lora
 from engine.logprob import token_logprobs
 from engine.torch_sampler import Rollout, TorchSampler
 from harness.scale import POCKET
+from leetcode_env import load_problems
 
 VOCAB, EOS, PAD = 300, 1, 0
 CONFIG = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,

@@ -8,10 +8,11 @@ import time
 
 import pytest
 import torch
+from support.runs import UNDISTURBED, ends, grpo, launch, refused, start
 
 from harness.checkpoint import read_checkpoint
 from harness.scale import ROOT
-from support.runs import UNDISTURBED, ends, grpo, launch, refused, start
+
 
 def test_a_run_folder_holds_everything(undisturbed):
     folder, out = undisturbed

@@ -18,8 +18,7 @@ import pytest
 from support.synthetic import RATES, make_run
 
 import eval as evaluation
-from study import plots
-from study import report
+from study import plots, report
 from study import runner as study
 
 HERE = Path(__file__).parent

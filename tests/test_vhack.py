@@ -8,12 +8,22 @@ import torch
 from support.models import tiny_qwen3
 
 import vhack as vh
-from arms.cone import FENCE, FORMS, Contrast, batch_contexts, clean_code, contrast, contrast_rows, hack_contrasts, nonhack_contrasts
-from faults.errors import UserError
-from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
+from arms.cone import (
+    FENCE,
+    FORMS,
+    Contrast,
+    batch_contexts,
+    clean_code,
+    contrast,
+    contrast_rows,
+    hack_contrasts,
+    nonhack_contrasts,
+)
 from engine.lora import flatten_params, inject, lora_parameters, slices, write_params
 from engine.torch_sampler import Rollout, TorchSampler
+from faults.errors import UserError
 from harness.scale import POCKET
+from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
 
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
 

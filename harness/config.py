@@ -1,0 +1,260 @@
+"""The settings of a run: every field with its range, its default and the reason for it, in the groups that --help shows.
+
+Imports nothing heavy: the command line is read before torch is loaded, so that --help and a mistake answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from faults.errors import UserError, command
+
+ROOT = Path(__file__).resolve().parent.parent
+POCKET = ROOT / "pocket"
+
+Arm = Literal["vanilla", "projected", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have: low <= x <= high, or low < x with `above`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __str__(self) -> str:
+        text = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        return text if self.high == math.inf else f"{text} and at most {self.high:g}"
+
+    def holds(self, x: float) -> bool:
+        """Whether x is such a number; one that is not finite never is."""
+        return math.isfinite(x) and self.low <= x <= self.high and not (self.above and x == self.low)
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Moment = Annotated[float, Range(0, 1 - 1e-9)]
+
+# A field that `scale.resolve` fills in where nothing was given: None on the command line, a value ever after.
+BY_SCALE: Any = None
+if TYPE_CHECKING:
+    T = TypeVar("T")
+    ByScale = Union[T, T]
+else:
+    ByScale = Optional
+
+
+@dataclass
+class What:
+    """What is trained, and where it is written."""
+
+    arm: Arm = "projected"  # what is done about hacking; vanilla does nothing and still measures
+    m: Count = 16  # singular directions kept by the denoising
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0  # of the adapter, the sampling, the order of problems and the pairs
+    out: Path | None = None  # the run folder; by default runs/<arm>-m16-seed0-<scale>
+    resume: Path | None = None  # go on with the run in this folder, with its settings
+    dry_run: bool = False  # print the parameter counts and the memory plan, and stop
+
+
+@dataclass
+class Scale:
+    """What the scale decides where nothing is given: pocket value, full value."""
+
+    scale: Literal["auto", "pocket", "full"] = "auto"  # auto: full where card, vLLM, model and data are there
+    preset: Literal["qwen3.5-2b", "qwen3-4b"] = "qwen3.5-2b"  # at full scale; qwen3-4b is the fallback of hypothesis H4
+    model: ByScale[str] = BY_SCALE  # a folder or a hub id; the embedded model, or the preset's
+    data: ByScale[str] = BY_SCALE  # training problems, JSON lines in the benchmark's schema
+    heldout: ByScale[str] = BY_SCALE  # held-out problems, in the same schema
+    lr: ByScale[Positive] = BY_SCALE  # peak learning rate: 1e-3, 7e-5 as published; the tiny model needs more
+    steps: ByScale[Count] = BY_SCALE  # optimizer steps, one a batch: 60, 200
+    batch: ByScale[Count] = BY_SCALE  # sequences a step: 128 (published 256, halved for one card), 64 for qwen3-4b
+    generations: ByScale[Annotated[int, Range(2)]] = BY_SCALE  # sequences a prompt, the group of the advantage: 8, 4 for qwen3-4b
+    max_prompt: ByScale[Count] = BY_SCALE  # tokens: 128, 1536; longer prompts are left out, with a count
+    max_new_tokens: ByScale[Count] = BY_SCALE  # tokens: 64, 1536; completions are cut here
+    rollout: ByScale[Literal["torch", "vllm"]] = BY_SCALE  # the sampler: torch, vllm
+
+
+@dataclass
+class Learning:
+    """GRPO: sampling, loss, adapter and optimizer."""
+
+    temperature: Positive = 0.7  # of sampling, and so of every logprob
+    beta: NotNegative = 1e-3  # weight of the KL to the base model, nats a token
+    lora_r: Count = 32  # rank, as published
+    lora_alpha: Positive = 32  # the adapter is scaled by alpha / r
+    warmup: Natural = 10  # steps of linear warm-up; then cosine to 0
+    betas: tuple[Moment, Moment] = (0.9, 0.99)  # AdamW's; .99 because a run has only hundreds of steps
+    weight_decay: NotNegative = 0.1  # as published
+    clip: Positive = 1.0  # largest norm of the gradient, after projection
+    tis_cap: Annotated[float, Range(1)] = 2.0  # cap of the truncated importance weights; used where sampler and trainer differ (vllm)
+
+
+@dataclass
+class Direction:
+    """The hack direction: pairs, d, its lift v, the steering check."""
+
+    pairs: Count = 80  # contrastive pairs
+    pairs_heldout: Annotated[int, Range(2)] = 20  # of them, kept to test the separation
+    layer: Count | None = None  # one layer, counted from 1, instead of those at 60-75 % of depth
+    construction: Literal["jacobian", "outer", "contrast"] = "jacobian"  # how v is made from d (vhack.lift)
+    blockwise: bool = False  # each LoRA tensor its own v, cosine, removal and norm
+    project_on: Literal["gradient", "update"] = "gradient"  # update: what AdamW made of it, the step that lands
+    refresh_every: Natural = 0  # lift v anew every k steps; 0: once, at the start
+    steer_prompts: Count = 32  # held-out prompts of the steering check, 4 responses each at every strength
+    require_steering: bool = False  # stop when steering along d does not raise the rate of defining the evaluator
+
+
+@dataclass
+class Cone:
+    """The arm `cone`: many directions instead of one."""
+
+    cone_rows: Literal["pairs", "batch", "both", "random", "nonhack"] = "batch"  # contexts; the last two are controls
+    cone_n: Count = 24  # contexts
+    cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
+    cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
+    cone_ridge: NotNegative = 1e-3  # keeps the least squares well posed when rows are nearly parallel
+
+
+@dataclass
+class Rebound:
+    """The arm `rebound` (Wu & Tang 2026, arXiv 2604.01476)."""
+
+    rebound_form: Literal["multiplicative", "additive"] = "multiplicative"  # of the discount; the first as published
+    rebound_alpha: NotNegative = 2.0  # strength, as published
+    rebound_on: Literal["reward", "correctness"] = "reward"  # the published form also discounts the format reward
+
+
+@dataclass
+class Running:
+    """How it runs: nothing here changes what is learned, so a resumed run may change it (threads change the last bits)."""
+
+    micro_tokens: Count = 2048  # padded tokens a micro-batch: memory only, the gradient is the same up to rounding
+    threads: Annotated[int, Range(1, 1024)] = 1  # torch threads on CPU: one, so that two runs fit on two cores and sums keep their order
+    eval_samples: Count = 10  # held-out samples a problem and condition
+    log_every: Count = 25  # steps between detailed logs
+    save_every: Count = 25  # steps between checkpoints
+    skip_nonfinite: Natural = 0  # how many non-finite steps to leave out before stopping
+    workers: Count | None = None  # sandbox processes; by default as many as cores
+    sandbox_strict: bool = False  # refuse to run when a layer of the sandbox is missing
+
+
+GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
+CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
+PLACE = {"out", "resume", "dry_run"}  # not settings of what is learned
+
+
+@dataclass
+class Config(Running, Rebound, Cone, Direction, Learning, Scale, What):
+    """Train one arm. Fields without a value take that of the scale; config.json keeps what was used."""
+
+
+def parse(argv: Sequence[str] | None = None, description: str = "", default: Config | None = None) -> Config:
+    """The config of a command line (by default this process's), each value in its range. Raises UserError.
+
+    default: the values of what is not given."""
+    grouped: list[Any] = [(g.__name__.lower(), g, field(default_factory=g)) for g in GROUPS]
+    arguments = make_dataclass("Arguments", grouped)
+    start = default or Config()
+    parts = {g.__name__.lower(): g(**{f.name: getattr(start, f.name) for f in fields(g)}) for g in GROUPS}
+    text = description or Config.__doc__
+    given = tyro.cli(arguments, args=argv, description=text, default=arguments(**parts), config=(tyro.conf.OmitArgPrefixes,))
+    return check(Config(**{k: v for part in vars(given).values() for k, v in vars(part).items()}))
+
+
+def parsed(description: str = "") -> Config:
+    """`parse` for the start of a program: a mistake ends it with one line and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the sandbox forks
+    found: list[Config] = []
+
+    @command
+    def read() -> None:
+        cfg = parse(description=description)
+        found.append(resumed(cfg) if cfg.resume else cfg)
+
+    if code := read():
+        sys.exit(code)
+    return found[0]
+
+
+def check(cfg: Config) -> Config:
+    """The same config. Raises UserError for a value out of its range, and for values that cannot work together."""
+    hints = get_type_hints(Config, include_extras=True)
+    for name, value in vars(cfg).items():
+        for x, hint in zip(value, get_args(hints[name]), strict=True) if isinstance(value, tuple) else [(value, hints[name])]:
+            for allowed in _ranges(hint):
+                if x is not None and not allowed.holds(x):
+                    raise UserError(f"{flag(name)} must be {allowed}, not {x}")
+    if cfg.batch and cfg.generations and cfg.batch % cfg.generations:
+        raise UserError(f"--batch {cfg.batch} must be a multiple of --generations {cfg.generations}")
+    if cfg.pairs_heldout >= cfg.pairs - 1:
+        raise UserError(f"--pairs-heldout {cfg.pairs_heldout} must leave at least 2 of --pairs {cfg.pairs} to extract from")
+    return cfg
+
+
+def flag(name: str) -> str:
+    """The option of a field: max_prompt -> --max-prompt."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _ranges(hint: Any) -> list[Range]:
+    """The ranges in an annotation such as Annotated[int, Range(1)] | None."""
+    own = [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)]
+    return own + [r for part in get_args(hint) if get_origin(hint) is not Annotated for r in _ranges(part)]
+
+
+# --- config.json -----------------------------------------------------------------------------------------------------------
+
+
+def portable(cfg: Config) -> dict[str, Any]:
+    """The settings as config.json keeps them: plain values, and what lies in the project's folder named from there."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items() if k not in PLACE}
+    inside = {k: str(Path(plain[k]).relative_to(ROOT)) for k in ("model", "data", "heldout") if Path(plain[k]).is_relative_to(ROOT)}
+    return plain | inside
+
+
+def read_config(folder: str | Path) -> Config:
+    """The settings of a run folder. Raises UserError when its config.json is missing or none of this program's."""
+    try:
+        saved = json.loads((Path(folder) / "config.json").read_text())["config"]
+        inside = {k: str(ROOT / saved[k]) for k in ("model", "data", "heldout") if not Path(saved[k]).exists() and (ROOT / saved[k]).exists()}
+        return check(Config(**saved | inside | {"betas": tuple(saved["betas"])}))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder} is not a run folder: cannot read config.json ({e})") from None
+
+
+def resumed(given: Config, argv: Sequence[str] | None = None) -> Config:
+    """The config of the run to resume, with what the command line changes of it.
+
+    Raises UserError when the run is done, or naming the fields given now that would change its result."""
+    folder = given.resume
+    assert folder is not None
+    saved = read_config(folder)
+    if (folder / "done.json").exists():
+        raise UserError(f"{folder} is finished: nothing to resume")
+    now = parse(argv, default=saved)  # so that a value given on the command line is seen, also one that is the usual default
+    changed = [f.name for f in fields(Config) if f.name not in PLACE and getattr(now, f.name) != getattr(saved, f.name)]
+    if fixed := [name for name in changed if name not in CHANGEABLE]:
+        raise UserError(f"--resume goes on with the settings of {folder}; these differ: {', '.join(map(flag, fixed))}")
+    if "threads" in changed:
+        print(f"WARNING: --threads {now.threads} instead of {saved.threads}: sums in another order, so the last bits will differ")
+    now.out = folder
+    return now
+
+
+def identity(config: dict[str, Any]) -> str:
+    """The hash of a config.json's content that decides whether a checkpoint is its run's: what may be changed is left out."""
+    settings = {k: v for k, v in config["config"].items() if k not in CHANGEABLE}
+    return hashlib.sha256(json.dumps(config | {"config": settings}, sort_keys=True).encode()).hexdigest()

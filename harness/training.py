@@ -1,0 +1,154 @@
+"""What the loop of grpo.py leans on and a reader of the method need not see: the run's folder, ranks, sandbox, signals, faults,
+clocks, logs and checkpoints, behind one `with` around the run and one around the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.lora import lora_parameters, save_adapter
+from faults.errors import PartDied, Signalled, Stopped
+from harness import checkpoint, journal
+from harness.config import Config
+from harness.journal import Clock
+from harness.ranks import Ranks
+from harness.setup import set_up
+from leetcode_env import Grade, LeetCodeEnv, Problem
+
+
+class Training:
+    """One run in progress. Everything that can be refused is refused on entering, before anything is written."""
+
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
+        self.folder = Path(cfg.out or f"runs/{cfg.arm}-m{cfg.m}-seed{cfg.seed}-{cfg.scale}")
+        self.clock, self.started = Clock(), time.perf_counter()
+        self.start = 0  # the step to begin with
+        self.nonfinite = 0  # steps left out because something in them was not finite
+        self.landed = False  # whether the step at work has changed the parameters
+        self.to_save: dict[str, Tensor] = {}  # what a checkpoint holds beside adapter and optimizer; the loop sets it
+
+    def __enter__(self) -> Training:
+        cfg, self.stack = self.cfg, contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self.ranks = Ranks()
+            stack.callback(self.ranks.close)
+            checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)
+            self.ranks.share(list(range(cfg.batch // cfg.generations)))
+            self.ranks.barrier()  # no rank looks after the first has written
+            self.env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))
+            run = set_up(cfg)
+            stack.callback(run.sampler.close)
+            self.model, self.tokenizer, self.sampler, self.vocab = run.model, run.tokenizer, run.sampler, run.vocab
+            self.run, self.problems, self.heldout = run, run.train, run.problems
+            self.params = lora_parameters(run.model)
+            self.optimizer = torch.optim.AdamW(self.params.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+            self.state = checkpoint.RunState(self.folder, self.params, self.optimizer, writes=self.ranks.first)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.close()
+
+    def resume(self) -> dict[str, Tensor]:
+        """What the newest whole checkpoint holds beside adapter and optimizer, which are loaded; {} where there is none."""
+        if not self.cfg.resume:
+            return {}
+        self.state.change(self.cfg)
+        self.start, held = self.state.resume()
+        self.nonfinite = int(held.pop("nonfinite", torch.tensor(0)))
+        return {k: t.to(self.model.device) for k, t in held.items()}
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, with a progress bar; a signal from here on ends the run after a whole step."""
+        cfg = self.cfg
+        self.signal = self.stack.enter_context(checkpoint.signals())
+        left = range(self.start, cfg.steps)
+        off = not self.ranks.first
+        self.bar = self.stack.enter_context(
+            tqdm(left, initial=self.start, total=cfg.steps, desc=cfg.arm, file=sys.stdout, disable=off)
+        )
+        yield from self.bar
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[Clock]:
+        """Around one step; yields its clock. Afterwards a checkpoint, where one is due. A part that dies for good ends the run with
+        a checkpoint of the steps before. Raises Stopped, or Signalled after a signal to any rank."""
+        self.landed, clock = False, Clock()
+        try:
+            yield clock
+            number = max(self.ranks.gather([self.signal()]))
+        except PartDied as error:
+            saved = "the last checkpoint stands"
+            if not self.landed:
+                self.save(step)
+                saved = f"saved after {step} steps"
+            raise Stopped(f"{error}; {saved}, go on with: python grpo.py --resume {self.folder}") from None
+        for phase, seconds in clock.seconds.items():
+            self.clock.seconds[phase] += seconds
+        if (step + 1) % self.cfg.save_every == 0 or number or step + 1 == self.cfg.steps:
+            self.save(step + 1)
+        if number and step + 1 < self.cfg.steps:
+            raise Signalled(f"after step {step + 1}; go on with: python grpo.py --resume {self.folder}", number)
+
+    def save(self, steps: int) -> None:
+        """A checkpoint after so many steps."""
+        self.state.save(steps, self.to_save | {"nonfinite": torch.tensor(self.nonfinite)})
+
+    def finite(self, step: int, sums: dict[str, float], grad_norm: float, batch: dict[str, Any]) -> bool:
+        """Whether the step may land. One whose loss, logprobs or gradient are not finite leaves its batch in the run folder.
+
+        Raises Stopped at the (--skip-nonfinite + 1)-th of them."""
+        if math.isfinite(sums["loss"] + sums["mean_abs"] + grad_norm):
+            self.landed = True
+            return True
+        self.nonfinite += 1
+        rollouts = [asdict(r) for r in batch.pop("rollouts")]
+        place = self.state.dump_batch(step, dict(sums=sums, grad_norm=grad_norm, **batch, rollouts=rollouts))
+        if self.nonfinite > self.cfg.skip_nonfinite:
+            raise Stopped(
+                f"loss, gradient or logprob of step {step} is not finite; its batch is in {place}, the step was not applied. "
+                f"To leave out up to k such steps: python grpo.py --resume {self.folder} --skip-nonfinite k"
+            )
+        return False
+
+    def log(self, line: dict[str, Any], clock: Clock, problems: list[Problem], texts: list[str], grades: list[Grade]) -> None:
+        """A step's line of metrics.jsonl and timings.jsonl; with `cos_d0` in it, the detailed table and samples.jsonl too."""
+        step, detailed = line["step"], "cos_d0" in line
+        if detailed and self.ranks.first:
+            tqdm.write(journal.table(line, problems, texts, grades))
+        samples = [
+            dict(step=step, problem=p.id, label=g.label, reward=g.reward, response=text)
+            for p, text, g in zip(problems, texts, grades, strict=True)
+        ]
+        self.state.log(line, clock.seconds, samples if detailed else [])
+        shown = {k: f"{line[k]:.2f}" for k in ("reward", "hack", "pass")}
+        self.bar.set_postfix(cos=f"{line['cos_align']:+.3f}", **shown)
+
+    def finish(self) -> None:
+        """The adapter in its folder, as PEFT reads it."""
+        with self.state.writing():
+            save_adapter(self.model, self.folder / "adapter", self.cfg.model)
+
+    def gathered(self, *lists: list[Any]) -> list[list[Any]]:
+        """Each list over all ranks, on every rank."""
+        return [self.ranks.gather(x) for x in lists]
+
+    def done(self) -> None:
+        """The last file, done.json, and a line on where the time went."""
+        self.state.finish(self.clock.seconds, time.perf_counter() - self.started)
+        phases = ", ".join(f"{k} {v:.1f}" for k, v in self.clock.seconds.items())
+        print(f"seconds by phase: {phases}\nrun folder: {self.folder}")
+
+
