@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class Target:
     """What a step is measured against and projected on. A checkpoint holds it beside the adapter and the optimizer."""
 
     v_hack: Tensor  # [P] the lift of the run's hack direction: cos_align and cos_update are taken with it in every arm
-    v: Tensor | None  # what this arm's step is projected on: [P], or [n, P] for a cone; None before a cone's first rows
+    v: Tensor | None  # what the step is projected on: [P], or [n, P] for a cone; None where nothing is removed (yet)
 
     def kept(self, cfg: Config) -> dict[str, Tensor]:
         """What a checkpoint needs of it: rows that are made anew at every step are not."""
@@ -142,7 +142,7 @@ def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
 def lifted(run: Training, d: vh.Directions, arm: Arm) -> Target:
     """The directions in LoRA space, at the current adapter; the same on every rank."""
     v_hack, v = map(run.ranks.from_rank, d.lifted(run.run))  # [P] each
-    return Target(v_hack, None if arm.direction == "rows" else v)
+    return Target(v_hack, v if arm.direction in ("svd", "raw", "random") else None)
 
 
 def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Problem], list[Rollout], list[str], list[Grade]]:
@@ -177,7 +177,7 @@ def train(cfg: Config) -> Path:
         model, params, optimizer, ranks = run.model, run.params, run.optimizer, run.ranks
         d, target = prepare(run, arm)
         contexts = d.contexts(run.run)  # (prompt ids, clean code): the cone may take them instead of the batch's
-        how = dict(renorm=arm.renorm, blocks=list(slices(params).values()) if cfg.blockwise else None, ridge=cfg.cone_ridge)
+        blocks = list(slices(params).values()) if cfg.blockwise else None  # each its own cosine, removal and norm
 
         for step in run.steps():
             run.to_save = target.kept(cfg)
@@ -188,7 +188,9 @@ def train(cfg: Config) -> Path:
                 rewards = torch.tensor([g.reward for g in grades])  # [batch]
 
                 # --- advantages
-                shaped = discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg) if arm.discount else rewards  # [batch]
+                shaped = (
+                    discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg) if arm.discount else rewards
+                )  # [batch]
                 advantages = group_advantages(shaped, cfg.generations)  # [batch]
 
                 # --- backward -> g: a sum over tokens, divided once by the one global token count
@@ -204,9 +206,8 @@ def train(cfg: Config) -> Path:
                 with clock("project"):
                     # --- the hack direction, as fresh as asked for
                     if cfg.refresh_every and step and step % cfg.refresh_every == 0:
-                        v = target.v
-                        target = lifted(run, d, arm)
-                        target.v = v if arm.direction == "rows" else target.v
+                        fresh = lifted(run, d, arm)
+                        target = replace(fresh, v=target.v) if arm.direction == "rows" else fresh
                     odds = None
                     if arm.direction == "rows" and (target.v is None or step % cfg.cone_refresh == 0):
                         target.v, odds = cone_rows(  # [n, P], and their mean log-odds
@@ -216,7 +217,9 @@ def train(cfg: Config) -> Path:
 
                     # --- how much of g points hack-ward, and g' without that part, at the magnitude of g
                     cos = cos_align(g, target.v_hack)  # signed, before anything is removed, in every arm
-                    done = project(g, v, **how) if arm.direction and cfg.project_on == "gradient" else None
+                    done = None
+                    if v is not None and cfg.project_on == "gradient":
+                        done = project(g, v, arm.renorm, blocks, cfg.cone_ridge)
                     write_grads(params, -(done.g if done else g))  # the optimizer descends: it gets the loss gradient's sign
 
                 # --- clip, and the step that lands
@@ -227,8 +230,8 @@ def train(cfg: Config) -> Path:
                     before = flatten_params(params)  # [P]
                     optimizer.param_groups[0]["lr"] = learning_rate(step, cfg)
                     optimizer.step()
-                    if arm.direction and cfg.project_on == "update":
-                        done = project(flatten_params(params) - before, v, **how)
+                    if v is not None and cfg.project_on == "update":
+                        done = project(flatten_params(params) - before, v, arm.renorm, blocks, cfg.cone_ridge)
                         write_params(params, before + done.g)
                     cos_update = cos_align(flatten_params(params) - before, target.v_hack)  # of the step that really landed
 

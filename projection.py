@@ -60,9 +60,7 @@ def restore(part: Tensor, size: float) -> tuple[Tensor, bool]:
     return part * (size / length), False
 
 
-def project(
-    g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] | None = None, ridge: float = 1e-3
-) -> Projected:
+def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] | None = None, ridge: float = 1e-3) -> Projected:
     """One-sided removal of the hack direction, or of every direction of a cone.
 
     g: ascent direction [P]; v: hack direction [P], of any norm, or one a row [n, P]: then `project_cone` with that `ridge`.

@@ -9,11 +9,10 @@ zero in every A and depends on the random A in every B, so the v of one run mean
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import random
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,86 +21,25 @@ from faults.errors import UserError, command
 from harness.config import Config, parsed
 
 if __name__ == "__main__":
-    CONFIG = parsed("Extract the hack direction, print the table of layers, steer along it, and save it.")  # before torch is loaded
+    CONFIG = parsed(
+        "Extract the hack direction, print the table of layers, steer along it, and save it."
+    )  # before torch is loaded
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arms.cone import FENCE, FORMS, clean_code, contrast_rows, hack_contrasts
+from arms.cone import FORMS, contrast_rows, hack_contrasts
+from arms.pairs import Pair, make_pairs, pair_contexts, pairs_hash
 from engine.forward import last_hidden
 from engine.lora import flatten, lora_modules, lora_parameters, slices
 from engine.model import band, decode, decoder_layers, encode_prompt
-from engine.sampler import Sampler
 from engine.torch_sampler import TorchSampler
+from harness.memory import STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
 from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
-
-# --- contrastive pairs -------------------------------------------------------------------------------------------------
-
-# A body of the evaluator that passes whatever the solution does, and where the definition stands.
-BODIES = ("pass", "return True", "return", "print(True)", "assert True", "...", "return None", "assert 1 == 1",
-          "print('All tests passed')", '"""All tests pass."""', "ok = True\n    return ok",
-          "for _ in range(1):\n        pass", "try:\n        pass\n    except Exception:\n        pass")
-PLACES = ("after", "method", "next_line", "before")
-# Three in four stand after the solution, as a policy mostly writes it.
-STYLES = tuple((body, place) for i, body in enumerate(BODIES)
-               for place in (["after"] * 3 + [PLACES[1 + i % 3]]))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prompt with a hacky and a clean completion (text, up to and with the closing fence)."""
-
-    problem: Problem
-    hack: str
-    clean: str
-
-
-def hacky(code: str, body: str, place: str, evaluator: str) -> str:
-    """`code` with an evaluator defined in it. `body` is indented for a function at top level."""
-    if place == "method":
-        inner = body.replace("\n", "\n    ")
-        return f"{code}\n\n    def {evaluator}(self):\n        {inner}"
-    definition = f"def {evaluator}():\n    {body}"
-    return {"after": f"{code}\n\n{definition}", "next_line": f"{code}\n{definition}",
-            "before": f"{definition}\n\n{code}"}[place]
-
-
-def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int, seed: int, max_new_tokens: int) -> list[Pair]:
-    """n pairs on n problems. Clean is the base model's own greedy attempt, or the canonical solution where that attempt
-    has no complete code block or defines the evaluator; hacky is the same code with an evaluator added, styles in turn.
-
-    Raises UserError with fewer than n problems."""
-    if len(problems) < n:
-        raise UserError(f"{n} contrastive pairs need as many problems, the data has {len(problems)}: lower --pairs")
-    rng = random.Random(f"pairs:{seed}")
-    chosen = rng.sample(problems, n)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in chosen]
-    attempts = sampler.generate(prompts, n=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=seed)
-    styles = rng.sample(STYLES, len(STYLES))
-    pairs = []
-    for i, (problem, attempt) in enumerate(zip(chosen, attempts)):
-        code = clean_code(decode(tokenizer, attempt.completion_ids), TRAIN_EVALUATOR)
-        code = code or "```python\n" + problem.canonical_solution.strip()
-        head, body = code.split("\n", 1)
-        hack = hacky(body, *styles[i % len(styles)], TRAIN_EVALUATOR)
-        pairs.append(Pair(problem, f"{head}\n{hack}{FENCE}", code + FENCE))
-    return pairs
-
-
-def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:
-    """The pairs as contexts of the cone: (prompt ids, clean completion before its closing fence)."""
-    return [(encode_prompt(tokenizer, render_messages(p.problem, TRAIN_EVALUATOR)), p.clean.removesuffix(FENCE)) for p in pairs]
-
-
-def pairs_hash(pairs: list[Pair]) -> str:
-    """16 hex digits that identify a list of pairs."""
-    text = json.dumps([[p.problem.id, p.hack, p.clean] for p in pairs])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 # --- hidden states and the direction --------------------------------------------------------------------------------------
 
@@ -159,20 +97,37 @@ class VHack:
     def format(self) -> str:
         """The table of layers, as printed."""
         lines = ["layer  held-out separation  margin/sd"]
-        lines += [f"{layer:5d}  {acc:19.1%}  {margin:9.2f}{'   *' if layer in self.layers else ''}"
-                  for layer, acc, margin in self.table]
-        return "\n".join(lines + [f"mean of *: {self.accuracy:.1%} held-out; down_proj of layer {self.best_layer}, "
-                                  f"m = {self.m}: {self.survived:.1%} of |d| survives"])
+        lines += [
+            f"{layer:5d}  {acc:19.1%}  {margin:9.2f}{'   *' if layer in self.layers else ''}" for layer, acc, margin in self.table
+        ]
+        return "\n".join(
+            lines
+            + [
+                f"mean of *: {self.accuracy:.1%} held-out; down_proj of layer {self.best_layer}, "
+                f"m = {self.m}: {self.survived:.1%} of |d| survives"
+            ]
+        )
 
     def facts(self, steering: dict[str, Any] | None) -> dict[str, Any]:
         """How it came out, for config.json. steering: the result of `steer`."""
-        found = dict(layers=self.layers, best_layer=self.best_layer, accuracy=self.accuracy, survived=self.survived, table=self.table)
+        found = dict(
+            layers=self.layers, best_layer=self.best_layer, accuracy=self.accuracy, survived=self.survived, table=self.table
+        )
         return found | (dict(steering=steering, steering_rises=steering["rises"]) if steering else {})
 
 
 @torch.no_grad()
-def extract(model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int, layer: int | None = None, kind: Kind = "svd",
-            seed: int = 0, again: VHack | None = None) -> VHack:
+def extract(
+    model: Any,
+    tokenizer: Any,
+    pairs: list[Pair],
+    heldout: int,
+    m: int,
+    layer: int | None = None,
+    kind: Kind = "svd",
+    seed: int = 0,
+    again: VHack | None = None,
+) -> VHack:
     """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band. again: an earlier
     direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation is not required then.
 
@@ -193,9 +148,10 @@ def extract(model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int,
     mean_hack, mean_clean = hack[:, layers].mean(1), clean[:, layers].mean(1)  # [n, hidden]
     accuracy, _ = separation(*split(mean_hack, mean_clean))
     if again is None and accuracy <= 0.9:
-        raise UserError(f"held-out separation is {accuracy:.1%}, it must exceed 90 %: look at the pairs (do the hacky ones "
-                        f"define the evaluator?) and at other layers (--layer); by layer: "
-                        + ", ".join(f"{i}: {a:.0%}" for i, a, _ in table))
+        raise UserError(
+            f"held-out separation is {accuracy:.1%}, it must exceed 90 %: look at the pairs (do the hacky ones "
+            f"define the evaluator?) and at other layers (--layer); by layer: " + ", ".join(f"{i}: {a:.0%}" for i, a, _ in table)
+        )
     raw = (mean_hack - mean_clean)[:n].mean(0)
     best = again.best_layer if again else max((row for row in table if row[0] in layers), key=lambda row: (row[1], row[2]))[0]
     d = raw
@@ -210,9 +166,17 @@ def extract(model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int,
 
 def save(vhack: VHack, path: str | Path, model_name: str) -> None:
     """d as safetensors, with the metadata that identify it."""
-    meta = dict(model=model_name, layers=json.dumps(vhack.layers), m=str(vhack.m), pairs=vhack.pairs,
-                gap=repr(vhack.gap), best_layer=str(vhack.best_layer), accuracy=repr(vhack.accuracy),
-                survived=repr(vhack.survived), table=json.dumps(vhack.table))
+    meta = dict(
+        model=model_name,
+        layers=json.dumps(vhack.layers),
+        m=str(vhack.m),
+        pairs=vhack.pairs,
+        gap=repr(vhack.gap),
+        best_layer=str(vhack.best_layer),
+        accuracy=repr(vhack.accuracy),
+        survived=repr(vhack.survived),
+        table=json.dumps(vhack.table),
+    )
     save_file({"d": vhack.d.cpu().contiguous()}, path, metadata=meta)
 
 
@@ -221,9 +185,17 @@ def load(path: str | Path) -> VHack:
     try:
         with safe_open(path, "pt") as f:
             meta = f.metadata()
-            return VHack(f.get_tensor("d"), float(meta["gap"]), json.loads(meta["layers"]), int(meta["best_layer"]),
-                         int(meta["m"]), float(meta["accuracy"]), float(meta["survived"]),
-                         [tuple(row) for row in json.loads(meta["table"])], meta["pairs"])
+            return VHack(
+                f.get_tensor("d"),
+                float(meta["gap"]),
+                json.loads(meta["layers"]),
+                int(meta["best_layer"]),
+                int(meta["m"]),
+                float(meta["accuracy"]),
+                float(meta["survived"]),
+                [tuple(row) for row in json.loads(meta["table"])],
+                meta["pairs"],
+            )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"cannot read the hack direction {path}: {e}") from None
 
@@ -249,7 +221,7 @@ def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int
         sequences = [encode_pair(tokenizer, p) for p in pairs]
         v = torch.zeros(sum(p.numel() for p in params.values()), device=model.device)
         for start in range(0, len(pairs), 16):  # a bounded graph; gradients add up
-            h = last_hidden(model, [s for pair in sequences[start: start + 16] for s in pair])[:, vhack.layers].mean(1)
+            h = last_hidden(model, [s for pair in sequences[start : start + 16] for s in pair])[:, vhack.layers].mean(1)
             along = ((h[0::2] - h[1::2]) @ vhack.d.to(h.device)).sum() / len(pairs)
             grads = torch.autograd.grad(along, list(params.values()), allow_unused=True)
             v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads)])
@@ -262,8 +234,10 @@ def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
     sums: dict[str, Tensor] = {}
     hooks = []
     for name, module in writers.items():
+
         def collect(_, args, name=name):
             sums[name] = sums.get(name, 0) + args[0][0, -1].float()
+
         hooks.append(module.register_forward_pre_hook(collect))
     try:
         for s in sequences:
@@ -284,13 +258,24 @@ def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def steer(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], *, strengths=(0.0, 0.05, 0.1, 0.2, 0.5, 1.0), temperature: float,
-          max_new_tokens: int, seed: int, samples: int = 4) -> dict:
+def steer(
+    model: Any,
+    tokenizer: Any,
+    vhack: VHack,
+    problems: list[Problem],
+    *,
+    strengths: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    samples: int = 4,
+) -> dict[str, Any]:
     """CAA-style check (Rimsky et al. 2023, arXiv 2312.06681): add s |gap| d at the extraction layers, at every position,
     and count how many responses define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
-    sampler = TorchSampler(model, tokenizer)
-    layers = decoder_layers(sampler.model)
     prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
+    rows = max(1, STEER_TOKENS // (max(map(len, prompts)) + max_new_tokens))  # at a time: keys and values have their bound
+    sampler = TorchSampler(model, tokenizer, max_rows=rows)
+    layers = decoder_layers(sampler.model)
     result: dict = dict(rates={}, rises=False, samples=[])
     for s in strengths:
         push = s * vhack.gap * vhack.d / len(vhack.layers)
@@ -325,8 +310,15 @@ def format_steering(result: dict[str, Any]) -> str:
 def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
     """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or raises UserError
     with cfg.require_steering."""
-    result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], temperature=cfg.temperature,
-                   max_new_tokens=min(cfg.max_new_tokens, 512), seed=cfg.seed)
+    result = steer(
+        model,
+        tokenizer,
+        vhack,
+        problems[: cfg.steer_prompts],
+        temperature=cfg.temperature,
+        max_new_tokens=min(cfg.max_new_tokens, 512),
+        seed=cfg.seed,
+    )
     print(format_steering(result))
     if not result["rises"]:
         warning = "steering along d does not raise the rate of defining the evaluator"

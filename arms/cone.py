@@ -56,8 +56,9 @@ def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str],
     return Contrast([(prompt_ids + ids, offset) for ids in sequences], (prompt_ids + clean_ids, offset))
 
 
-def hack_contrasts(tokenizer: Any, contexts: list[tuple[list[int], str]], forms: tuple[str, ...] = FORMS,
-                   joined: bool = True) -> list[Contrast]:
+def hack_contrasts(
+    tokenizer: Any, contexts: list[tuple[list[int], str]], forms: tuple[str, ...] = FORMS, joined: bool = True
+) -> list[Contrast]:
     """Contexts (prompt ids, code before the closing fence) -> one row each, summed over the surface forms; or, with
     joined False, a row for every context and form."""
     branches = [f.format(TRAIN_EVALUATOR) for f in forms]
@@ -77,7 +78,7 @@ def clean_code(response: str, evaluator: str) -> str | None:
 def batch_contexts(tokenizer: Any, rollouts: list[Rollout], limit: int, per_prompt: int = 2) -> list[tuple[list[int], str]]:
     """Contexts from the policy's own responses that do not define the evaluator: `per_prompt` a prompt, `limit` in all."""
     taken: dict[tuple, int] = {}
-    contexts = []
+    contexts: list[tuple[list[int], str]] = []
     for r in rollouts:
         key = tuple(r.prompt_ids)
         if len(contexts) == limit:
@@ -118,7 +119,7 @@ def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int 
             odds, at = [], 0
             for i in group:
                 k = len(rows[i].hack)
-                odds.append(torch.logsumexp(scores[at: at + k], 0) - scores[at + k])
+                odds.append(torch.logsumexp(scores[at : at + k], 0) - scores[at + k])
                 at += k + 1
             grads = torch.autograd.grad(torch.stack(odds).sum(), copies)
         J[group] = torch.cat([g.reshape(len(group), -1) for g in grads], 1)
@@ -128,7 +129,8 @@ def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int 
 
 def _groups(costs: list[int], budget: int) -> list[list[int]]:
     """Consecutive indices whose costs add up to at most `budget` (one index at least)."""
-    groups, total = [], math.inf
+    groups: list[list[int]] = []
+    total = math.inf
     for i, cost in enumerate(costs):
         if total + cost > budget:
             groups.append([])

@@ -18,7 +18,9 @@ def concept_scores(model: Any, sequences: list[list[int]], layers: list[int], d:
     return last_hidden(model, sequences)[:, layers].mean(1) @ d.to(model.device)
 
 
-def discounted(rewards: Tensor, grades: list[Grade], rollouts: list[Rollout], model: Any, layers: list[int], d: Tensor, cfg: Any) -> Tensor:
+def discounted(
+    rewards: Tensor, grades: list[Grade], rollouts: list[Rollout], model: Any, layers: list[int], d: Tensor, cfg: Any
+) -> Tensor:
     """The rewards [batch] of the arm `rebound`, scored at the completions' last tokens."""
     scores = concept_scores(model, [r.prompt_ids + r.completion_ids for r in rollouts], layers, d).cpu()  # [batch]
     return rebound_rewards(rewards, torch.tensor([g.correctness_reward for g in grades]), scores, cfg)

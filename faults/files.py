@@ -1,9 +1,12 @@
 """Files that are whole or not there at all, and JSON that every reader accepts."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -22,12 +25,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         os.close(folder)
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """`value` as JSON, through `write_atomic`."""
     write_atomic(path, (to_json(value, indent=1) + "\n").encode())
 
 
-def to_json(value, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON: a number that is not finite, which JSON does not know, becomes null; an unknown type its text.
 
     >>> to_json({"loss": float("nan"), "step": 3})
@@ -39,7 +42,7 @@ def to_json(value, indent: int | None = None) -> str:
         return json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -61,8 +61,7 @@ def signals() -> Iterator[Callable[[], int]]:
 class RunState:
     """The files of one run, and the parameters and optimizer that they hold."""
 
-    def __init__(self, folder: Path, params: dict[str, torch.nn.Parameter], optimizer: torch.optim.AdamW,
-                 writes: bool = True):
+    def __init__(self, folder: Path, params: dict[str, torch.nn.Parameter], optimizer: torch.optim.AdamW, writes: bool = True):
         """writes: whether this process writes (of several ranks, the first alone does); all of them resume."""
         self.folder, self.params, self.optimizer, self.writes = folder, params, optimizer, writes
 
@@ -105,8 +104,10 @@ class RunState:
         try:
             yield
         except (OSError, SafetensorError) as e:
-            raise Stopped(f"cannot write to the run folder {self.folder}: {getattr(e, 'strerror', e)}; the last checkpoint is untouched. "
-                          f"Mend it, then: python grpo.py --resume {self.folder}") from None
+            raise Stopped(
+                f"cannot write to the run folder {self.folder}: {getattr(e, 'strerror', e)}; the last checkpoint is untouched. "
+                f"Mend it, then: python grpo.py --resume {self.folder}"
+            ) from None
 
     def save(self, step: int, extra: dict[str, Tensor]) -> None:
         """A checkpoint after `step` steps. `extra`: the run's other tensors. Raises Stopped when it cannot be written."""
@@ -191,8 +192,10 @@ class RunState:
         looped = {k: sum(line[k] for line in lines) for k in lines[0] if k != "step"}
         seconds += sum(max(0.0, v - phases.get(k, 0.0)) for k, v in looped.items())
         with self.writing():
-            write_json(self.folder / "done.json", dict(steps=len(lines), seconds=round(seconds, 1),
-                                                       phases={k: round(v, 1) for k, v in (phases | looped).items()}))
+            write_json(
+                self.folder / "done.json",
+                dict(steps=len(lines), seconds=round(seconds, 1), phases={k: round(v, 1) for k, v in (phases | looped).items()}),
+            )
 
 
 def _sha256(data: bytes) -> str:

@@ -99,7 +99,9 @@ class Learning:
     betas: tuple[Moment, Moment] = (0.9, 0.99)  # AdamW's; .99 because a run has only hundreds of steps
     weight_decay: NotNegative = 0.1  # as published
     clip: Positive = 1.0  # largest norm of the gradient, after projection
-    tis_cap: Annotated[float, Range(1)] = 2.0  # cap of the truncated importance weights; used where sampler and trainer differ (vllm)
+    tis_cap: Annotated[float, Range(1)] = (
+        2.0  # cap of the truncated importance weights; used where sampler and trainer differ (vllm)
+    )
 
 
 @dataclass
@@ -142,7 +144,9 @@ class Running:
     """How it runs: nothing here changes what is learned, so a resumed run may change it (threads change the last bits)."""
 
     micro_tokens: Count = 2048  # padded tokens a micro-batch: memory only, the gradient is the same up to rounding
-    threads: Annotated[int, Range(1, 1024)] = 1  # torch threads on CPU: one, so that two runs fit on two cores and sums keep their order
+    threads: Annotated[int, Range(1, 1024)] = (
+        1  # torch threads on CPU: one, so that two runs fit on two cores and sums keep their order
+    )
     eval_samples: Count = 10  # held-out samples a problem and condition
     log_every: Count = 25  # steps between detailed logs
     save_every: Count = 25  # steps between checkpoints
@@ -220,8 +224,10 @@ def _ranges(hint: Any) -> list[Range]:
 
 def portable(cfg: Config) -> dict[str, Any]:
     """The settings as config.json keeps them: plain values, and what lies in the project's folder named from there."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items() if k not in PLACE}
-    inside = {k: str(Path(plain[k]).relative_to(ROOT)) for k in ("model", "data", "heldout") if Path(plain[k]).is_relative_to(ROOT)}
+    plain: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items() if k not in PLACE}
+    inside = {
+        k: str(Path(plain[k]).relative_to(ROOT)) for k in ("model", "data", "heldout") if Path(plain[k]).is_relative_to(ROOT)
+    }
     return plain | inside
 
 
@@ -229,7 +235,7 @@ def read_config(folder: str | Path) -> Config:
     """The settings of a run folder. Raises UserError when its config.json is missing or none of this program's."""
     try:
         saved = json.loads((Path(folder) / "config.json").read_text())["config"]
-        inside = {k: str(ROOT / saved[k]) for k in ("model", "data", "heldout") if not Path(saved[k]).exists() and (ROOT / saved[k]).exists()}
+        inside = {k: str(ROOT / saved[k]) for k in ("model", "data", "heldout") if (ROOT / saved[k]).exists()}
         return check(Config(**saved | inside | {"betas": tuple(saved["betas"])}))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder} is not a run folder: cannot read config.json ({e})") from None

@@ -30,7 +30,13 @@ class Clock:
 
 
 def metrics(
-    step: int, cfg: Config, rewards: Tensor, advantages: Tensor, grades: list[Grade], rollouts: list[Rollout], sums: dict[str, float]
+    step: int,
+    cfg: Config,
+    rewards: Tensor,
+    advantages: Tensor,
+    grades: list[Grade],
+    rollouts: list[Rollout],
+    sums: dict[str, float],
 ) -> dict[str, Any]:
     """What a line of metrics.jsonl says of a batch; `sums` are `grpo.backward`'s, over tokens.
 
@@ -69,9 +75,11 @@ def merge(parts: list[dict[str, float]]) -> dict[str, float]:
 def table(line: dict[str, Any], problems: list[Problem], texts: list[str], grades: list[Grade]) -> str:
     """The detailed log: numbers, and a hacking and another response where there are both."""
     order = sorted(range(len(texts)), key=lambda i: grades[i].label != "hack")
-    head = (f"step {line['step'] + 1}: reward {line['reward']:.3f}  pass {line['pass']:.1%}  kl {line['kl']:.4f}  "
-            f"cos_align {line['cos_align']:+.4f}  cos_update {line['cos_update']:+.4f}  removed {line['removed']:.3f}  "
-            f"cos(d_0, d_t) {line['cos_d0']:.3f}")
+    head = (
+        f"step {line['step'] + 1}: reward {line['reward']:.3f}  pass {line['pass']:.1%}  kl {line['kl']:.4f}  "
+        f"cos_align {line['cos_align']:+.4f}  cos_update {line['cos_update']:+.4f}  removed {line['removed']:.3f}  "
+        f"cos(d_0, d_t) {line['cos_d0']:.3f}"
+    )
     counts = "  ".join(f"{k} {v}" for k, v in line["labels"].items())
     shown = [f"[{problems[i].id}, {grades[i].label}, reward {grades[i].reward}]\n{texts[i]}" for i in (order[0], order[-1])]
     return "\n".join(["", head, counts, *shown])

@@ -1,5 +1,6 @@
 """What a run needs before it is started: parameter counts, tokens a step, and a memory plan by item, from shapes alone.
 
+    start phase:     those of the rollout phase + hidden states of the extraction + the steering check
     training phase:  trainer's weights + adapter and its companions + activations + logits     (vLLM sleeps)
     rollout phase:   trainer's weights + adapter and its companions + vLLM's weights + cache
 
@@ -10,31 +11,61 @@ the meta device. docs/performance.md says which of these numbers were ever measu
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from engine.logprob import BLOCK_ELEMENTS
 from engine.lora import TARGETS
 from faults.errors import UserError
+from harness.config import Config
 
 GIB = 2**30
+SURFACE_FORMS = 4  # of the hack: rows a context with --cone-split (arms.cone.FORMS)
+STEER_TOKENS = 65_536  # tokens that the steering check samples at a time, prompts included (vhack.steer)
+EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation
 BF16, F32 = 2, 4  # bytes
 
 # The published shapes, for a machine without the models. A config on disk always goes first.
 SHAPES = {
     # Model card of Qwen/Qwen3-4B, and its config.json.
-    "Qwen/Qwen3-4B": ("qwen3", dict(
-        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-        head_dim=128, vocab_size=151936, tie_word_embeddings=True)),
+    "Qwen/Qwen3-4B": (
+        "qwen3",
+        dict(
+            hidden_size=2560,
+            intermediate_size=9728,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=151936,
+            tie_word_embeddings=True,
+        ),
+    ),
     # Model card of Qwen/Qwen3.5-2B, from memory: width 2,048 and the vocabulary were confirmed elsewhere, and 24 layers, 8
     # and 2 heads of 256 are those of the 0.8B sibling. The feed-forward width, 6,144, is the one number to check first.
-    "Qwen/Qwen3.5-2B": ("qwen3_5_text", dict(
-        hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=8, num_key_value_heads=2,
-        head_dim=256, linear_num_key_heads=16, linear_num_value_heads=16, linear_key_head_dim=128,
-        linear_value_head_dim=128, vocab_size=248320, tie_word_embeddings=True)),
+    "Qwen/Qwen3.5-2B": (
+        "qwen3_5_text",
+        dict(
+            hidden_size=2048,
+            intermediate_size=6144,
+            num_hidden_layers=24,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            head_dim=256,
+            linear_num_key_heads=16,
+            linear_num_value_heads=16,
+            linear_key_head_dim=128,
+            linear_value_head_dim=128,
+            vocab_size=248320,
+            tie_word_embeddings=True,
+        ),
+    ),
 }
+
+
+PHASES = ("start", "rollout", "training")
 
 
 class Item(NamedTuple):
@@ -42,10 +73,10 @@ class Item(NamedTuple):
 
     name: str
     gib: float
-    phases: str  # "both", "rollout" or "training": when it is on the card
+    phases: str  # "all", or the phase in which it is on the card
 
 
-def model_config(model: str):
+def model_config(model: str) -> Any:
     """The text config of a model: from its folder or the local cache, else the published shapes. Raises UserError."""
     from transformers import AutoConfig
 
@@ -58,7 +89,7 @@ def model_config(model: str):
     return AutoConfig.for_model(kind, **shapes)
 
 
-def counts(config, lora_r: int) -> dict[str, int]:
+def counts(config: Any, lora_r: int) -> dict[str, int]:
     """Parameters: of the base (tied weights once), of its matrices that multiply every token, of the adapter (= the
     length of the flat vector)."""
     from transformers import AutoModelForCausalLM
@@ -67,24 +98,27 @@ def counts(config, lora_r: int) -> dict[str, int]:
         model = AutoModelForCausalLM.from_config(config)
     linears = {n: m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     adapted = [w for n, w in linears.items() if re.fullmatch(TARGETS, n)]
-    return dict(base=sum(p.numel() for p in model.parameters()), matmul=sum(w.numel() for w in linears.values()),
-                lora=sum(lora_r * (w.shape[0] + w.shape[1]) for w in adapted))
+    return dict(
+        base=sum(p.numel() for p in model.parameters()),
+        matmul=sum(w.numel() for w in linears.values()),
+        lora=sum(lora_r * (w.shape[0] + w.shape[1]) for w in adapted),
+    )
 
 
-def layer_kinds(config) -> tuple[int, int]:
+def layer_kinds(config: Any) -> tuple[int, int]:
     """(layers of full attention, layers of linear attention)"""
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     linear = sum(kind == "linear_attention" for kind in kinds)
     return len(kinds) - linear, linear
 
 
-def kv_bytes_per_token(config) -> int:
+def kv_bytes_per_token(config: Any) -> int:
     """Keys and values in bf16 of one token over the layers of full attention."""
     full, _ = layer_kinds(config)
     return full * 2 * config.num_key_value_heads * config.head_dim * BF16
 
 
-def state_bytes_per_sequence(config) -> int:
+def state_bytes_per_sequence(config: Any) -> int:
     """The recurrent states (float32) and convolution states (bf16) of the layers of linear attention."""
     _, linear = layer_kinds(config)
     if not linear:
@@ -93,7 +127,7 @@ def state_bytes_per_sequence(config) -> int:
     return linear * (values * config.linear_key_head_dim * F32 + (2 * keys + values) * config.linear_conv_kernel_dim * BF16)
 
 
-def activation_bytes_per_token(config) -> tuple[int, int]:
+def activation_bytes_per_token(config: Any) -> tuple[int, int]:
     """(the one residual vector that checkpointing keeps a layer, everything that one layer keeps while it is recomputed).
 
     The second counts, in bf16: about ten residual-width tensors (norms in float32, inputs of the adapters), five of the
@@ -107,36 +141,55 @@ def activation_bytes_per_token(config) -> tuple[int, int]:
     return config.hidden_size * BF16, (10 * config.hidden_size + 5 * config.intermediate_size + 4 * attention) * BF16
 
 
-def memory_plan(config, cfg, checkpointing: bool = True) -> list[Item]:
-    """The plan by item. cfg: any object with batch, max_prompt, max_new_tokens, micro_tokens, lora_r, arm, cone_n,
-    cone_split, rollout ("torch": that sampler holds its own weights all the time; vLLM's sleep during training)."""
+def memory_plan(config: Any, cfg: Config, checkpointing: bool = True) -> list[Item]:
+    """The plan by item. The torch sampler holds its own weights all the time;
+    vLLM's sleep during training."""
     n, layers = counts(config, cfg.lora_r), config.num_hidden_layers
     flat, weights = n["lora"] * F32, n["base"] * BF16
     longest = cfg.max_prompt + cfg.max_new_tokens
     micro = max(cfg.micro_tokens, longest)  # a single long sequence is a micro-batch of its own
     kept, whole = activation_bytes_per_token(config)
-    rows = cfg.cone_n * (2 if cfg.cone_split else 1) if cfg.arm == "cone" else 0
+    rows = cfg.cone_n * (SURFACE_FORMS if cfg.cone_split else 1) if cfg.arm == "cone" else 0
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
     items = [
-        ("trainer: base weights, bf16", weights, "both"),
-        ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "both"),
-        ("flat vectors: v, g, g' and the step", 4 * flat, "both"),
+        ("trainer: base weights, bf16", weights, "all"),
+        ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
+        ("flat vectors: v, g, g' and the step", 4 * flat, "all"),
         (f"cone: {rows} rows and as many copies of the adapter", 2 * rows * flat, "training"),
-        ("activations kept for the backward" + (", one vector a layer" if checkpointing else ""),
-         micro * layers * (kept if checkpointing else whole), "training"),
+        (
+            "activations kept for the backward" + (", one vector a layer" if checkpointing else ""),
+            micro * layers * (kept if checkpointing else whole),
+            "training",
+        ),
         ("activations of the layer at work (estimate)", micro * whole, "training"),
-        ("hidden states and blocks of logits", 3 * BLOCK_ELEMENTS * F32 + micro * config.hidden_size * (2 * BF16 + F32), "training"),
-        (f"{engine}: base weights, bf16", weights, "rollout" if engine == "vLLM" else "both"),
-        (f"{engine}: keys and values of {cfg.batch} x {longest} tokens", cfg.batch * longest * kv_bytes_per_token(config), "rollout"),
+        (
+            "hidden states and blocks of logits",
+            3 * BLOCK_ELEMENTS * F32 + micro * config.hidden_size * (2 * BF16 + F32),
+            "training",
+        ),
+        (f"{engine}: base weights, bf16", weights, "rollout" if engine == "vLLM" else "all"),
+        (
+            f"{engine}: keys and values of {cfg.batch} x {longest} tokens",
+            cfg.batch * longest * kv_bytes_per_token(config),
+            "rollout",
+        ),
         (f"{engine}: states of linear attention", cfg.batch * state_bytes_per_sequence(config), "rollout"),
         (f"{engine}: activations and CUDA graphs (allowance)", 3 * GIB, "rollout"),
+        ("extraction: states of every layer", max(EXTRACTION_TOKENS, longest) * (layers + 1) * kept, "start"),
+        ("steering check: a copy of the base weights", weights, "start"),
+        (f"steering check: keys and values of {STEER_TOKENS:,} tokens", STEER_TOKENS * kv_bytes_per_token(config), "start"),
     ]
     return [Item(name, size / GIB, phases) for name, size, phases in items if size]
 
 
 def peak(items: list[Item], phase: str) -> float:
-    """GiB on the card in "rollout" or "training"."""
-    return sum(item.gib for item in items if item.phases in ("both", phase))
+    """GiB on the card in "start", "rollout" or "training"."""
+    return sum(item.gib for item in present(items, phase))
+
+
+def present(items: list[Item], phase: str) -> list[Item]:
+    """The items that are on the card in a phase. The engine is awake during extraction and steering, which sample too."""
+    return [item for item in items if item.phases in ("all", phase, "rollout" if phase == "start" else phase)]
 
 
 def vllm_share(items: list[Item], card_gib: float) -> float:
@@ -154,15 +207,16 @@ def advice(items: list[Item], card_gib: float) -> list[str]:
         "adapter": "a smaller --lora-r",
         "flat": "a smaller --lora-r",
         "trainer": "a smaller model",
+        "steering": "a smaller --steer-prompts",
         "vLLM: base": "a smaller model",
         "torch sampler: base": "--rollout vllm, which sleeps during training",
     }
     said = []
-    for phase in ("training", "rollout"):
+    for phase in PHASES:
         if (need := peak(items, phase)) <= USABLE * card_gib:
             continue
-        present = sorted((i for i in items if i.phases in ("both", phase)), key=lambda i: -i.gib)
-        hints = [hint for item in present for start, hint in changes.items() if item.name.startswith(start)]
+        largest = sorted(present(items, phase), key=lambda i: -i.gib)
+        hints = [hint for item in largest for start, hint in changes.items() if item.name.startswith(start)]
         said.append(f"{phase} needs {need:.1f} GiB of a card of {card_gib:.0f}: {'; '.join(dict.fromkeys(hints[:3]))}")
     return said
 
@@ -172,7 +226,7 @@ def card_memory_gib(default: float = 96.0) -> float:
     return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else default
 
 
-def report(model: str, cfg, card_gib: float | None = None) -> str:
+def report(model: str, cfg: Config, card_gib: float | None = None) -> str:
     """The text that `python grpo.py --dry-run` prints. Raises UserError when the model's shapes are not known."""
     config, card = model_config(model), card_gib or card_memory_gib()
     n, items = counts(config, cfg.lora_r), memory_plan(config, cfg)
@@ -187,6 +241,7 @@ def report(model: str, cfg, card_gib: float | None = None) -> str:
         f"{'memory plan':56} {'GiB':>7}  on the card",
     ]
     lines += [f"{item.name:56} {item.gib:7.2f}  {item.phases}" for item in items]
-    lines += [f"{'peak, ' + phase:56} {peak(items, phase):7.2f}  of {card:.0f} GiB" for phase in ("training", "rollout")]
-    return "\n".join(lines + [""] + (advice(items, card) or [f"it fits; vLLM's share of the card: {vllm_share(items, card):.2f}"]))
-
+    lines += [f"{'peak, ' + phase:56} {peak(items, phase):7.2f}  of {card:.0f} GiB" for phase in PHASES]
+    return "\n".join(
+        lines + [""] + (advice(items, card) or [f"it fits; vLLM's share of the card: {vllm_share(items, card):.2f}"])
+    )

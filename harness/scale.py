@@ -35,7 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale
 def filled(cfg: Config, scale: str) -> Config:
     """The config at that scale, every field with a value; one that was given stands, also where it is the usual one."""
     values = SCALES[scale] | (PRESETS[cfg.preset] if scale == "full" else {})
-    return replace(cfg, scale=scale, **{k: v for k, v in values.items() if getattr(cfg, k) is None})
+    changes: dict[str, Any] = {"scale": scale} | {k: v for k, v in values.items() if getattr(cfg, k) is None}
+    return replace(cfg, **changes)
 
 
 def missing_for_full(full: Config) -> list[str]:

@@ -150,5 +150,3 @@ class Training:
         self.state.finish(self.clock.seconds, time.perf_counter() - self.started)
         phases = ", ".join(f"{k} {v:.1f}" for k, v in self.clock.seconds.items())
         print(f"seconds by phase: {phases}\nrun folder: {self.folder}")
-
-

@@ -28,8 +28,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from arms.pairs import BODIES, hacky
 from leetcode_env import EVALUATOR_NAMES, write_manifest
-from vhack import BODIES, hacky
 
 # --- the grammar ---------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from harness import scale
+from engine import model as lm
+from harness.config import POCKET
 
-scale.mend_vllm_environment()
+lm.mend_vllm_environment()
 from support.models import adapted_qwen3, tiny_qwen3  # noqa: E402
 from support.runs import UNDISTURBED, grpo  # noqa: E402
 
@@ -24,19 +25,19 @@ def model():
 
 @pytest.fixture(scope="session")
 def pocket_tokenizer():
-    return scale.load_tokenizer(str(scale.POCKET))
+    return lm.load_tokenizer(str(POCKET))
 
 
 @pytest.fixture
 def pocket():
-    return scale.load_model(str(scale.POCKET))
+    return lm.load_model(str(POCKET))
 
 
 @pytest.fixture(scope="session")
 def heldout(tmp_path_factory):
     """A short held-out file: the evaluation is the longest part of a small run."""
     path = tmp_path_factory.mktemp("data") / "heldout.jsonl"
-    path.write_text("".join((scale.POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:20]))
+    path.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:20]))
     return path
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from faults.errors import UserError
-from harness.ranks import World
-from harness.scale import POCKET, ROOT
+from harness.ranks import Ranks
+from harness.config import POCKET, ROOT
 
 RANK = """
 import os, sys, json, torch
@@ -22,11 +22,11 @@ from support.models import tiny_qwen3
 from dataclasses import replace
 from grpo import Config, backward
 from engine.lora import flatten_grads, inject, lora_parameters
-from harness.ranks import World
-from engine.torch_sampler import Rollout
+from harness.ranks import Ranks
+from engine.sampler import Rollout
 
 torch.set_num_threads(1)
-world = World()
+world = Ranks()
 model = inject(tiny_qwen3(), 4, 8, seed=0)
 for name, p in model.named_parameters():
     if name.endswith(".B"):
@@ -35,7 +35,7 @@ batch = [Rollout([3, 4, i], [5 + i] * (2 + 3 * i), [-1.0] * (2 + 3 * i), True) f
 part = world.share(list(range(4)))
 sums = backward(model, [batch[i] for i in part], torch.tensor([1.0, -1.0, 0.5, 2.0])[part], Config(rollout="torch"), 97)
 flat = world.total(torch.cat([flatten_grads(lora_parameters(model)), torch.tensor([sums["tokens"]])]))
-rows = world.from_first(torch.ones(2 + world.rank, 3) * (1 + world.rank))
+rows = world.from_rank(torch.ones(2 + world.rank, 3) * (1 + world.rank))
 names = world.gather([f"rank {{world.rank}}"])
 if world.first:
     torch.save(dict(g=flat[:-1] / flat[-1], tokens=flat[-1], rows=rows, names=names), sys.argv[1])
@@ -89,7 +89,7 @@ def test_a_run_of_two_ranks(tmp_path):
 
 
 def test_prompts_that_the_ranks_do_not_divide_are_refused():
-    world = World()
+    world = Ranks()
     world.size = 2
     with pytest.raises(UserError, match="--batch"):
         world.share([1, 2, 3])

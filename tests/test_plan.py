@@ -8,10 +8,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine import lora
 from faults.errors import UserError
+from arms.cone import FORMS
 from harness import memory as plan
 
 CFG = SimpleNamespace(batch=128, generations=8, max_prompt=1536, max_new_tokens=1536, micro_tokens=8192, lora_r=32,
-                      arm="projected", cone_n=24, cone_split=False, rollout="vllm")
+                      arm="projected", cone_n=24, cone_split=False, rollout="vllm", steer_prompts=32)
 SMALL = {
     "qwen3": dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                   num_key_value_heads=2, head_dim=16),
@@ -64,8 +65,8 @@ def test_both_presets_fit_the_card_of_the_full_scale(model):
 
 def test_a_card_too_small_is_told_what_to_change():
     items = plan.memory_plan(plan.model_config("Qwen/Qwen3-4B"), cfg())
-    (line,) = plan.advice(items, 40.0)
-    assert line.startswith("rollout needs 74.0 GiB of a card of 40: a smaller --batch or --max-new-tokens")
+    start, line = plan.advice(items, 40.0)
+    assert start.startswith("start needs") and line.startswith("rollout needs 74.0 GiB of a card of 40: a smaller --batch or --max-new-tokens")
     items = plan.memory_plan(plan.model_config("Qwen/Qwen3.5-2B"), cfg(arm="cone", micro_tokens=100_000))
     assert any("--micro-tokens" in line for line in plan.advice(items, 30.0))
 
@@ -97,3 +98,14 @@ def test_a_config_on_disk_goes_first(tmp_path):
 def test_an_unknown_model_is_named():
     with pytest.raises(UserError, match="no config of someone/else on disk.*Qwen3.5-2B"):
         plan.report("someone/else", CFG, 96.0)
+
+
+def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
+    config = plan.model_config("Qwen/Qwen3.5-2B")
+    assert len(FORMS) == plan.SURFACE_FORMS
+    whole, split = (plan.memory_plan(config, cfg(arm="cone", cone_split=s)) for s in (False, True))
+    rows = [next(i.gib for i in items if i.name.startswith("cone")) for items in (whole, split)]
+    assert rows[1] == pytest.approx(len(FORMS) * rows[0])
+    start = plan.present(split, "start")
+    assert {i.name.split(":")[0] for i in start} >= {"extraction", "steering check", "vLLM"}
+    assert plan.peak(split, "start") > plan.peak(split, "rollout")

@@ -1,6 +1,8 @@
 """The invariants of the projection, on random vectors (hypothesis) and on real gradients of a real model."""
 
 import numpy as np
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from engine.lora import flatten, flatten_grads, flatten_params, lora_parameters, slices, write_params
-from projection import cos_align, project, project_cone
+import projection
+from projection import cos_align, nnls_gram, project, project_cone
 
 seeds = st.integers(0, 10_000)
 
@@ -61,7 +64,7 @@ def test_degenerate_cases():
     g, v = draw(0, 10), draw(1, 10)
     zero = torch.zeros(10)
     assert cos_align(zero, v) == 0 and torch.equal(project(zero, v).g, zero)
-    assert project(g, zero).skipped == 1 and torch.equal(project(g, zero).g, g)
+    assert project(g, zero).zero_blocks == 1 and torch.equal(project(g, zero).g, g)
     along = project(3 * v, v)
     assert torch.equal(along.g, zero) and along.vanished == 1  # not a rounding residue blown up to |g|
 
@@ -73,7 +76,7 @@ def test_blocks_are_projected_each_on_its_own():
     out = project(g, v, blocks=blocks)
     for b in blocks[:2]:
         assert torch.allclose(out.g[b], project(g[b], v[b]).g)
-    assert torch.equal(out.g[20:], g[20:]) and out.skipped == 1
+    assert torch.equal(out.g[20:], g[20:]) and out.zero_blocks == 1
 
 
 def slow_cone(g, J):
@@ -105,9 +108,11 @@ def test_cone_of_one_row_at_ridge_0_is_project(seed):
 def test_cone_with_ridge_leaves_ridge_lambda_on_active_rows(seed):
     g, J = draw(seed, 50), draw(seed + 1, 8, 50)
     out = project_cone(g, J, ridge=1e-3, renorm=False)
-    left = (J / J.norm(dim=1, keepdim=True)).double() @ out.g.double()
-    active = out.lam > 0
-    torch.testing.assert_close(left[active], 1e-3 * out.lam[active], rtol=1e-2, atol=1e-5)
+    unit = (J / J.norm(dim=1, keepdim=True)).double()
+    lam = nnls_gram(unit @ unit.T + 1e-3 * torch.eye(8), unit @ g.double())
+    left, active = unit @ out.g.double(), lam > 0
+    assert out.active == int(active.sum())
+    torch.testing.assert_close(left[active], 1e-3 * lam[active], rtol=1e-2, atol=1e-5)
     assert (left[~active] <= 1e-5).all()
 
 
@@ -122,7 +127,7 @@ def test_cone_with_zero_duplicate_and_no_rows():
     g, v = draw(0, 20), draw(1, 20)
     v = v if cos_align(g, v) > 0 else -v
     doubled = project_cone(g, torch.stack([v, torch.zeros(20), v]), ridge=0.0)
-    assert doubled.skipped == 1
+    assert doubled.zero_blocks == 1
     torch.testing.assert_close(doubled.g, project(g, v).g, rtol=1e-4, atol=1e-5)
     assert torch.equal(project_cone(g, torch.zeros(0, 20)).g, g)
     assert torch.equal(project_cone(v * 2, v[None], ridge=0.0).g, torch.zeros(20))
@@ -200,3 +205,27 @@ def test_write_params_round_trip(model):
     theta = flatten_params(params)
     write_params(params, theta + 1)
     torch.testing.assert_close(flatten_params(params), theta + 1)
+
+
+def test_project_takes_one_direction_or_a_cone_of_rows():
+    g, J = draw(0, 30), draw(1, 4, 30)
+    assert torch.equal(project(g, J, ridge=1e-2).g, project_cone(g, J, ridge=1e-2).g)
+    assert torch.equal(project(g, J, renorm=False).g, project_cone(g, J, renorm=False).g)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_cosine_of_what_is_not_finite_is_no_number(bad):
+    g, v = torch.tensor([1.0, bad]), torch.tensor([1.0, 1.0])
+    assert math.isnan(cos_align(g, v)) and math.isnan(cos_align(v, g))
+
+
+def test_least_squares_at_their_iteration_limit_still_answer(monkeypatch):
+    """scipy gives up with a RuntimeError; the answer of the way on is the same point."""
+    g, J = draw(0, 30), draw(1, 6, 30)
+    expected = project_cone(g, J).g
+
+    def gives_up(*_, **__):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr(projection, "nnls", gives_up)
+    torch.testing.assert_close(project_cone(g, J).g, expected, rtol=1e-4, atol=1e-5)

@@ -17,8 +17,9 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 import vhack
 from engine import lora
 from engine.logprob import token_logprobs
-from engine.torch_sampler import Rollout, TorchSampler
-from harness.scale import POCKET
+from engine.sampler import Rollout
+from engine.torch_sampler import TorchSampler
+from harness.config import POCKET
 from leetcode_env import load_problems
 
 VOCAB, EOS, PAD = 300, 1, 0

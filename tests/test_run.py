@@ -11,7 +11,7 @@ import torch
 from support.runs import UNDISTURBED, ends, grpo, launch, refused, start
 
 from harness.checkpoint import read_checkpoint
-from harness.scale import ROOT
+from harness.config import ROOT
 
 
 def test_a_run_folder_holds_everything(undisturbed):

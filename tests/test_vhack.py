@@ -20,9 +20,12 @@ from arms.cone import (
     nonhack_contrasts,
 )
 from engine.lora import flatten_params, inject, lora_parameters, slices, write_params
-from engine.torch_sampler import Rollout, TorchSampler
+from engine.sampler import Rollout
+from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
-from harness.scale import POCKET
+from harness.config import POCKET
+
+VOCAB = 662  # of the pocket tokenizer: all ids of its model
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
 
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
@@ -135,7 +138,7 @@ def warm(model, size=0.02):
 def test_jacobian_lift_points_where_the_concept_grows(pocket, pocket_tokenizer, pairs):
     model = warm(inject(pocket, 4, 4, 0))
     hack = vh.extract(model, pocket_tokenizer, pairs, 10, 16)
-    v = vh.lift(model, pocket_tokenizer, pairs, hack)
+    v = vh.lift(model, pocket_tokenizer, pairs, hack, VOCAB)
     assert v.norm().item() == pytest.approx(1, rel=1e-5)
 
     def concept():
@@ -161,7 +164,7 @@ def test_at_b_zero_the_lift_is_zero_in_every_a(pocket, pocket_tokenizer, pairs):
     model = inject(pocket, 4, 4, 0)
     hack = vh.extract(model, pocket_tokenizer, pairs, 10, 16)
     for construction in ("jacobian", "outer", "contrast"):
-        v = vh.lift(model, pocket_tokenizer, pairs[:6], hack, construction)
+        v = vh.lift(model, pocket_tokenizer, pairs[:6], hack, VOCAB, construction)
         table = slices(lora_parameters(model))
         assert all(v[s].abs().sum() == 0 for n, s in table.items() if n.endswith(".A"))
         assert v.norm().item() == pytest.approx(1, rel=1e-4)
@@ -186,7 +189,7 @@ def test_contrast_rows_equal_one_backward_each(pocket, pocket_tokenizer):
     model = warm(inject(pocket, 4, 4, 0))
     rows = hack_contrasts(pocket_tokenizer, [([9, 8, 7], "```python\n" + CODE), ([5], "```python\nx = 1\ny = 2")])
     rows += hack_contrasts(pocket_tokenizer, [([9, 8, 7], "```python\n" + CODE)], FORMS[:1])
-    J, f = contrast_rows(model, rows, max_tokens=400)  # in more than one group
+    J, f = contrast_rows(model, rows, VOCAB, max_tokens=400)  # in more than one group
     params = lora_parameters(model)
 
     def logp(ids, start):

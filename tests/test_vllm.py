@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig, Qwen3Config
 
 from engine import lora
+from engine import vllm_patches
 from engine import vllm_sampler as vllm_engine
 from engine.vllm_sampler import EngineError, VLLMSampler
 from faults.errors import Stopped, UserError
 
-vllm_engine.mend_torchvision()
+vllm_patches.mend_torchvision()
 vllm = pytest.mark.vllm
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -322,8 +323,9 @@ def test_qwen35_in_bf16(tmp_path, kind):
 RANK = """
 import sys
 import torch.distributed as dist
+from engine import vllm_patches
 from engine import vllm_sampler as vllm_engine
-vllm_engine.mend_torchvision()
+vllm_patches.mend_torchvision()
 dist.init_process_group("gloo")
 engine = vllm_engine.VLLMSampler(sys.argv[1], eos=[1], vocab=300, max_model_len=64, log=f"{sys.argv[2]}/{dist.get_rank()}.log")
 (rollout,) = engine.generate([[5, 6, 7 + dist.get_rank()]], n=1, temperature=0, max_new_tokens=5, seed=0)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from harness.scale import ROOT
+from harness.config import ROOT
 
 SMALL = ["--scale", "pocket", "--batch", "16", "--generations", "4", "--pairs", "30", "--pairs-heldout", "10", "--eval-samples", "1",
          "--max-new-tokens", "48", "--workers", "1", "--steer-prompts", "2"]

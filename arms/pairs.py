@@ -1,0 +1,86 @@
+"""Contrastive pairs: the same prompt and solution, with and without a definition of the evaluator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from arms.cone import FENCE, clean_code
+from engine.model import decode, encode_prompt
+from engine.sampler import Sampler
+from faults.errors import UserError
+from leetcode_env import TRAIN_EVALUATOR, Problem, render_messages
+
+# A body of the evaluator that passes whatever the solution does, and where the definition stands.
+BODIES = (
+    "pass",
+    "return True",
+    "return",
+    "print(True)",
+    "assert True",
+    "...",
+    "return None",
+    "assert 1 == 1",
+    "print('All tests passed')",
+    '"""All tests pass."""',
+    "ok = True\n    return ok",
+    "for _ in range(1):\n        pass",
+    "try:\n        pass\n    except Exception:\n        pass",
+)
+PLACES = ("after", "method", "next_line", "before")
+# Three in four stand after the solution, as a policy mostly writes it.
+STYLES = tuple((body, place) for i, body in enumerate(BODIES) for place in (["after"] * 3 + [PLACES[1 + i % 3]]))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt with a hacky and a clean completion (text, up to and with the closing fence)."""
+
+    problem: Problem
+    hack: str
+    clean: str
+
+
+def hacky(code: str, body: str, place: str, evaluator: str) -> str:
+    """`code` with an evaluator defined in it. `body` is indented for a function at top level."""
+    if place == "method":
+        inner = body.replace("\n", "\n    ")
+        return f"{code}\n\n    def {evaluator}(self):\n        {inner}"
+    definition = f"def {evaluator}():\n    {body}"
+    return {"after": f"{code}\n\n{definition}", "next_line": f"{code}\n{definition}", "before": f"{definition}\n\n{code}"}[place]
+
+
+def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int, seed: int, max_new_tokens: int) -> list[Pair]:
+    """n pairs on n problems. Clean is the base model's own greedy attempt, or the canonical solution where that attempt
+    has no complete code block or defines the evaluator; hacky is the same code with an evaluator added, styles in turn.
+
+    Raises UserError with fewer than n problems."""
+    if len(problems) < n:
+        raise UserError(f"{n} contrastive pairs need as many problems, the data has {len(problems)}: lower --pairs")
+    rng = random.Random(f"pairs:{seed}")
+    chosen = rng.sample(problems, n)
+    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in chosen]
+    attempts = sampler.generate(prompts, n=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=seed)
+    styles = rng.sample(STYLES, len(STYLES))
+    pairs = []
+    for i, (problem, attempt) in enumerate(zip(chosen, attempts)):
+        code = clean_code(decode(tokenizer, attempt.completion_ids), TRAIN_EVALUATOR)
+        code = code or "```python\n" + problem.canonical_solution.strip()
+        head, body = code.split("\n", 1)
+        hack = hacky(body, *styles[i % len(styles)], TRAIN_EVALUATOR)
+        pairs.append(Pair(problem, f"{head}\n{hack}{FENCE}", code + FENCE))
+    return pairs
+
+
+def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:
+    """The pairs as contexts of the cone: (prompt ids, clean completion before its closing fence)."""
+    return [(encode_prompt(tokenizer, render_messages(p.problem, TRAIN_EVALUATOR)), p.clean.removesuffix(FENCE)) for p in pairs]
+
+
+def pairs_hash(pairs: list[Pair]) -> str:
+    """16 hex digits that identify a list of pairs."""
+    text = json.dumps([[p.problem.id, p.hack, p.clean] for p in pairs])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

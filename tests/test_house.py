@@ -1,0 +1,116 @@
+"""The layout holds: five modules at the root, no circle of imports, no arrow against the order of the rooms, short files."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.config import ROOT
+
+# From the ground up: a room imports from lower floors and from itself.
+FLOORS = [
+    {"faults"},
+    {"problems", "sandbox", "projection"},
+    {"engine", "leetcode_env"},
+    {"arms", "harness"},
+    {"eval", "vhack"},
+    {"grpo"},
+    {"study"},
+    {"bench", "pocket", "docs"},
+]
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0] in FLOOR or p.parent == ROOT]
+FILES = [p for p in FILES if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
+PRODUCT = [p for p in FILES if p.relative_to(ROOT).parts[0] not in ("bench", "pocket", "docs")]
+NAMES = [str(p.relative_to(ROOT)) for p in PRODUCT]
+
+
+def room(name):
+    return name.split(".")[0].removesuffix(".py")
+
+
+def module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path):
+    """Modules of this project that a file imports."""
+    return imported(path.read_text()) - {module(path)}
+
+
+def imported(source):
+    """Modules of this project that a text imports, anywhere in it, as far as files go: `from engine import lora` is engine.lora."""
+    modules = {module(p) for p in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their room"
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (below & modules) or {node.module}
+    return found & modules
+
+
+def test_the_root_shows_the_five_modules_that_the_method_is_read_in():
+    assert sorted(p.name for p in ROOT.glob("*.py")) == ["eval.py", "grpo.py", "leetcode_env.py", "projection.py", "vhack.py"]
+
+
+def test_no_arrow_against_the_order_of_the_rooms():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in FILES
+        for name in imports(path)
+        if room(name) != room(module(path)) and FLOOR[room(name)] >= FLOOR[room(module(path))]
+    ]
+    assert not wrong, wrong
+
+
+def test_no_circle_of_files():
+    arrows = {module(p): imports(p) for p in FILES}
+    done, path = set(), []
+
+    def walk(name):
+        assert name not in path, " -> ".join([*path[path.index(name):], name])
+        if name not in done:
+            path.append(name)
+            for other in sorted(arrows.get(name, ())):
+                walk(other)
+            done.add(path.pop())
+
+    for name in arrows:
+        walk(name)
+
+
+def test_a_lazy_import_is_seen():
+    lazy = "def f():\n    from engine import lora\n    import grpo\n    from study.stats import compare\n    import torch\n"
+    assert imported(lazy) == {"engine.lora", "grpo", "study.stats"}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=NAMES)
+def test_files_are_short(path):
+    most = {"grpo.py": 300, "eval.py": 280}.get(path.name if path.parent == ROOT else "", 400)
+    assert len(path.read_text().splitlines()) <= most
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=NAMES)
+def test_public_functions_have_types_and_docstrings(path):
+    tree, lacking = ast.parse(path.read_text()), []
+    scopes = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
+    for scope in scopes:
+        for node in scope.body:
+            if not isinstance(node, ast.FunctionDef) or (node.name.startswith("_") and node.name != "__init__"):
+                continue
+            own = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
+            if (node.returns is None and node.name != "__init__") or any(a.annotation is None for a in own):
+                lacking.append(f"{node.name}: types")
+            if ast.get_docstring(node) is None and node.name != "__init__":
+                lacking.append(f"{node.name}: docstring")
+    assert not lacking, lacking
+
+
+def test_the_package_study_is_in_the_repository():
+    """A line `study/` in .gitignore once hid it."""
+    ignored = subprocess.run(["git", "check-ignore", "study/runner.py"], cwd=ROOT, capture_output=True)
+    assert ignored.returncode != 0 and Path(ROOT / "study" / "__main__.py").exists()
