@@ -6,10 +6,9 @@ import resource
 import shutil
 import signal
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from support.processes import descendants_named, wait_for
 from support.runs import UNDISTURBED, ends, grpo, launch, start
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
@@ -17,28 +16,11 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes thro
 
 def workers(pid):
     """Process ids of the sandbox workers that the run `pid` started."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"sandbox import worker" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:  # it has ended
-            continue
-    return found
+    return descendants_named(pid, b"sandbox import worker")
 
 
 def steps_done(folder):
     return (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 120
-    while not (value := condition()):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
-    return value
 
 
 def ends_with_one_line(process, code, *words):
