@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from problems import fetch as fetch_data
 import leetcode_env
 from faults.errors import UserError
-from problems.fetch import convert, fetch, git_blob_id
 from leetcode_env import load_problems, render_messages
+from problems import fetch as fetch_data
+from problems.fetch import convert, fetch, git_blob_id
 
 BODY = bytes(range(256)) * 2000
 NAME = "leetcode_test_medhard.jsonl"
@@ -235,3 +235,10 @@ def test_the_command_line_checks_what_it_fetched(server, tmp_path, capsys, monke
     assert (tmp_path / "d" / f"{NAME}.manifest").exists()
     assert leetcode_env.main(["check", str(tmp_path / "d" / NAME)]) == 0
     assert "1 of 1 canonical solutions judged correct" in capsys.readouterr().out
+
+
+def test_a_damaged_file_gets_no_manifest(server, tmp_path, capsys, monkeypatch):
+    server.files = {f"/{NAME}": b"{}\n"}
+    monkeypatch.setattr(fetch_data, "FILES", {NAME: git_blob_id(b"{}\n")})
+    assert leetcode_env.main(["fetch", "--data-dir", str(tmp_path), "--base-url", server.url]) == 2
+    assert "error: " in capsys.readouterr().err and not (tmp_path / f"{NAME}.manifest").exists()
