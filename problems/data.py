@@ -55,7 +55,7 @@ def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
     path = Path(path)
     lines = _read_lines(path)
     _check_manifest(path, lines)
-    problems = []
+    problems: list[Problem] = []
     for number, line in enumerate(lines, 1):
         if limit is not None and len(problems) >= limit:
             break
