@@ -202,13 +202,13 @@ def test_what_went_wrong(pool, source, compiled, note):
 def test_cpu_time_decides():
     with Sandbox(workers=1, cpu_seconds=1, wall_seconds=60.0) as pool:
         outcome, _ = ask(pool, "def f():\n    while True: pass")
-    assert outcome.note == "timeout: 1 s of CPU time" and 0.9 < outcome.cpu_seconds < 3.5
+    assert outcome.note == "timeout: 1 s of CPU time"
 
 
 def test_wall_time_backs_it_up():
     with Sandbox(workers=1, wall_seconds=1.0) as pool:
         outcome, _ = ask(pool, "import time\ndef f(): time.sleep(60)")
-    assert outcome.note == "timeout: 1 s of wall time" and outcome.cpu_seconds < 0.5
+    assert outcome.note == "timeout: 1 s of wall time"
 
 
 def test_a_program_at_work_on_a_crowded_core_gets_more_wall_time():
