@@ -227,8 +227,7 @@ def _drop_user(root: bool) -> str:
         os.setuid(NOBODY)
         detail = "root became nobody"
     if sys.platform.startswith("linux"):
-        header, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-        _check(_libc.capset(header, nothing), "capset")
+        _check(_libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)), "capset")
         _prctl(_PR_SET_DUMPABLE, 0)
     return detail
 
@@ -317,16 +316,8 @@ def _address(data: bytes) -> int | None:
 
 def _set_rlimits() -> str:
     """Hard limits, inherited by every run. The CPU limit is each run's own: see `lock`."""
-    wanted = {
-        "AS": MEMORY_BYTES,
-        "FSIZE": 8 * MIB,
-        "NOFILE": 64,
-        "NPROC": 512,  # of the user, over all workers; the filter leaves a run threads alone
-        "STACK": 8 * MIB,
-        "CORE": 0,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-    }
+    wanted = {"AS": MEMORY_BYTES, "FSIZE": 8 * MIB, "NOFILE": 64, "STACK": 8 * MIB, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}
+    wanted["NPROC"] = 512  # of the user, over all workers; the filter leaves a run threads alone
     for name, value in wanted.items():
         which = getattr(resource, f"RLIMIT_{name}", None)
         if which is None:
@@ -346,9 +337,8 @@ def _set_rlimits() -> str:
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # offsets in struct seccomp_data, low words of the arguments
-_CLONE_THREAD, _X32_BIT = 0x10000, 0x40000000
+_CLONE_THREAD, _X32_BIT, _NEW_NAMESPACES = 0x10000, 0x40000000, 0x7E020080
 _TTY_QUESTIONS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
-_NEW_NAMESPACES = 0x7E020080
 
 
 def _worker_filter() -> list[_Instruction]:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 
 from sandbox import confine, wire
@@ -69,24 +70,18 @@ def run_program(fd: int, namespace: dict[str, Any]) -> None:
             eval(job["calls"][0], namespace)
             send(wire.RETURNED)
         else:
-            _answer(job["calls"], job["shape"], namespace, outbox, send)
+            _answer(job, namespace, outbox, send)
     except BaseException as error:
         fail(error)
 
 
 def _answer(
-    calls: list[str],
-    shapes: list[str],
-    namespace: dict[str, Any],
-    outbox: bytearray,
-    send: Callable[[bytes, bytes], None],
-    clock: Any = time.monotonic,
-    pack: Any = HEAD.pack,
+    job: dict[str, Any], names: dict[str, Any], outbox: bytearray, send: Any, clock: Any = time.monotonic, pack: Any = HEAD.pack
 ) -> None:
     """Write each call's value; after 1, 2, 4, ... calls and every 20 ms, so that the caller can stop a wrong program."""
-    flushed = clock()
-    for number, (call, shape) in enumerate(zip(calls, shapes, strict=True), 1):
-        value = eval(call, namespace)
+    flushed, calls = clock(), job["calls"]
+    for number, (call, shape) in enumerate(zip(calls, job["shape"], strict=True), 1):
+        value = eval(call, names)
         body = encode(_SHAPES[shape](value))
         if number & (number - 1) == 0 or number == len(calls) or clock() - flushed > 0.02:
             send(wire.ANSWER, body)
@@ -148,17 +143,11 @@ def start(arguments: Sequence[str]) -> NoReturn:
 
 def _serve(control: socket.socket, scratch: str, layers: confine.Layers, limits: tuple[int, float]) -> None:
     confine.adopt_orphans()
-    children = _open_listing_of_children()
+    worker = _Worker(control, scratch, layers, limits)
     os.environ.clear()
     sys.path[:] = [path for path in sys.path if path.startswith(tuple(confine.LIBRARIES))]
-    wake, wake_write = os.pipe()
-    for end in (wake, wake_write):
-        os.set_blocking(end, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     confine.wall_in(layers, scratch)
     control.sendall(encode([layers.on, layers.off]) + b"\n")
-    worker = _Worker(control, scratch, layers, limits, wake, children)
     while worker.serve_one():
         pass
 
@@ -172,20 +161,20 @@ def _open_listing_of_children() -> FileIO | None:
 
 
 class _Worker:
-    """Serves one request at a time: a fork that runs a program, supervised to its end and swept up after."""
+    """Serves one request at a time: a fork that runs a program, supervised to its end and swept up after.
 
-    def __init__(
-        self,
-        control: socket.socket,
-        scratch: str,
-        layers: confine.Layers,
-        limits: tuple[int, float],
-        wake: int,
-        children: FileIO | None,
-    ):
-        """limits: seconds of CPU and of wall time. wake: a descriptor that is readable once a child has ended."""
-        self.control, self.scratch, self.layers, self.wake, self.children = control, scratch, layers, wake, children
+    wake: a descriptor that is readable once a child has ended. Made before the walls close, which take away what it opens."""
+
+    def __init__(self, control: socket.socket, scratch: str, layers: confine.Layers, limits: tuple[int, float]):
+        """limits: seconds of CPU and of wall time."""
+        self.control, self.scratch, self.layers = control, scratch, layers
         self.cpu_seconds, self.wall_seconds = limits
+        self.children = _open_listing_of_children()
+        self.wake, wake_write = os.pipe()
+        for end in (self.wake, wake_write):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.alone = "namespaces" in layers.on and os.getpid() == 1  # every other process in sight is a run's
         self.setups: dict[str, dict[str, Any] | BaseException] = {}
         self.count = 0
@@ -280,7 +269,8 @@ class _Worker:
                 if cpu_left <= 0 or wall_left <= 0:
                     reason, killed = (wire.CPU_TIME if cpu_left <= 0 else wire.WALL_TIME), self._kill(pid)
             patience = None if killed else max(min(wall_left, cpu_left), 0.001)
-            ready, _, _ = select.select([self.wake] if killed else [self.wake, self.control], [], [], patience)
+            watched: list[Any] = [self.wake] if killed else [self.wake, self.control]
+            ready, _, _ = select.select(watched, [], [], patience)
             if self.wake in ready:
                 os.read(self.wake, 4096)
             if self.control in ready:
@@ -336,10 +326,8 @@ def _patient_fork() -> int:
 
 
 def _ignoring(action: Callable[..., None], *args: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         action(*args)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _cpu_seconds(pid: int) -> float:
