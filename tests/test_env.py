@@ -70,7 +70,7 @@ def test_prompts(problem):
 def test_a_prompt_without_the_phrase_is_an_error(tmp_path):
     (other,) = load_problems(write(tmp_path / "f", row(prompt=[{"role": "user", "content": "Do it."}])))
     for evaluator in (None, "run_tests"):
-        with pytest.raises(UserError, match="problem 7.*and should pass all tests"):
+        with pytest.raises(UserError, match=r"problem 7.*and should pass all tests"):
             render_messages(other, evaluator)
 
 
@@ -210,7 +210,7 @@ def test_parity_with_the_public_rules(env, problem):
     with ThreadPoolExecutor(2) as threads:
         judged = list(threads.map(lambda text: judge(problem, text, "run_tests"), PARITY.values()))
     seen = set()
-    for name, grade, (label, reward, facts) in zip(PARITY, grades, judged):
+    for name, grade, (label, reward, facts) in zip(PARITY, grades, judged, strict=True):
         seen.add(label)
         assert (grade.label, grade.reward) == (label, reward), name
         assert {fact: getattr(grade, fact) for fact in facts} == facts, name
@@ -316,5 +316,5 @@ def test_the_sample_loads_and_its_prompts_render():
 def test_every_canonical_solution_is_correct(env):
     problems = load_problems(SAMPLE)
     grades = env.grade([(p, fenced(p.canonical_solution), "run_tests") for p in problems])
-    assert [(p.id, g.note) for p, g in zip(problems, grades) if not g.correct] == []
+    assert [(p.id, g.note) for p, g in zip(problems, grades, strict=True) if not g.correct] == []
     assert {g.label for g in grades} == {"correct"}
