@@ -211,13 +211,6 @@ class _CorrectnessRun:
     code: str
     probe: str | None
 
-    def __hash__(self) -> int:
-        return hash((id(self.problem), self.code, self.probe))
-
-    def __eq__(self, other: Any) -> bool:
-        same_kind = type(other) is _CorrectnessRun and self.problem is other.problem
-        return same_kind and (self.code, self.probe) == (other.code, other.probe)
-
     def program(self) -> Program:
         calls, shapes, _ = self.problem.calls
         limit = max(test.hashed_limit for test in self.problem.tests)

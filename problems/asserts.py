@@ -55,17 +55,15 @@ class _Answer(ast.expr):
         self.index = index
 
 
-def parse_assertion(source: str, is_call: Callable[[ast.AST], bool]) -> Test:
-    """Test of one `assert` statement. is_call(node) says whether a syntax-tree node is a call of the code under test.
-
-    Raises Unsupported, with the reason, for anything else."""
+def parse_assertion(source: str) -> Test:
+    """One `assert` statement about calls `Solution().name(...)`. Raises Unsupported, with the reason, for anything else."""
     test = _single_assert(source).test
-    if isinstance(test, ast.Compare) and is_call(test.left) and [type(op) for op in test.ops] == [ast.Eq]:
+    if isinstance(test, ast.Compare) and _is_call(test.left) and [type(op) for op in test.ops] == [ast.Eq]:
         try:  # nearly all assertions, and there are a hundred thousand
             return Test((_source(test.left, source),), ("value",), test, ast.literal_eval(test.comparators[0]), True)
         except (ValueError, TypeError, RecursionError, MemoryError):
             pass
-    splitter = _Splitter(is_call)
+    splitter = _Splitter()
     claim = splitter.visit(test)
     if not splitter.calls:
         raise Unsupported("it calls nothing of the solution")
@@ -89,6 +87,17 @@ def _single_assert(source: str) -> ast.Assert:
     return body[0]
 
 
+def _is_call(node: ast.AST) -> bool:
+    """Solution().name(...)"""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Call)
+        and isinstance(node.func.value.func, ast.Name)
+        and node.func.value.func.id == "Solution"
+    )
+
+
 def _source(node: ast.expr, source: str) -> str:
     """The text of a node, cut from the source where that is one line of ASCII (columns count bytes)."""
     if node.end_lineno == 1 and source.isascii():
@@ -102,8 +111,7 @@ _SAME = {"is_same_list": ("list_node", "linked"), "is_same_tree": ("tree_node", 
 class _Splitter(ast.NodeTransformer):
     """Cuts the calls out of an assertion and leaves an _Answer in the place of each."""
 
-    def __init__(self, is_call: Callable[[ast.AST], bool]):
-        self.is_call = is_call
+    def __init__(self) -> None:
         self.calls: list[str] = []
         self.shapes: list[str] = []
 
@@ -115,7 +123,7 @@ class _Splitter(ast.NodeTransformer):
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """Cut a call of the code under test; go on below anything else."""
-        if self.is_call(node):
+        if _is_call(node):
             return self.cut(node, "value")
         return super().generic_visit(node)
 
@@ -130,7 +138,7 @@ class _Splitter(ast.NodeTransformer):
 
     def side(self, node: ast.expr, maker: str, shape: str) -> ast.expr:
         """One side of `is_same_...`, as an answer or a plain value. Raises Unsupported for anything else."""
-        if self.is_call(node):
+        if _is_call(node):
             return self.cut(node, shape)
         if isinstance(node, ast.Constant) and node.value is None:
             values = []

@@ -16,9 +16,10 @@ from faults.files import write_atomic
 from problems.asserts import Test, Unsupported, parse_assertion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """One line of a data file. messages: the chat, the user's message last; tests: the parsed assertions of `gt_answer`."""
+    """One line of a data file. messages: the chat, the user's message last; tests: the parsed assertions of `gt_answer`.
+    Equal to itself alone."""
 
     id: int | str
     difficulty: str
@@ -152,21 +153,10 @@ def _parse_tests(assertions: list[Any], problem_id: int | str, where: str) -> tu
         if not isinstance(source, str):
             raise UserError(f"{where}: field 'gt_answer', assertion {number} is {type(source).__name__}, not str")
         try:
-            tests.append(parse_assertion(source, _is_solution_call))
+            tests.append(parse_assertion(source))
         except Unsupported as reason:
             raise UserError(f"{where}: problem {problem_id}, assertion {number} of 'gt_answer': {reason}") from None
     return tuple(tests)
-
-
-def _is_solution_call(node: ast.AST) -> bool:
-    """Solution().name(...)"""
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Call)
-        and isinstance(node.func.value.func, ast.Name)
-        and node.func.value.func.id == "Solution"
-    )
 
 
 # ---- the manifest -------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from json.encoder import encode_basestring_ascii
 
 TYPE_CHECKING = False  # by hand, because the worker should not import `typing`
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from typing import Any
 
 MAX_FRAME = 4 << 20  # bytes of one encoded value
@@ -78,17 +77,11 @@ _SMALL = 1 << 63
 
 def _quoted(text: str) -> str:
     """A JSON string. A lone surrogate is no text, and two of them would come back as one character: code points instead."""
-    if not text.isascii() and _has_surrogate(text):
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
         return f'{{"str":[{",".join([str(ord(c)) for c in text])}]}}'
     return encode_basestring_ascii(text)
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 # ---- frames on a run's own socket ---------------------------------------------------------------------------------
@@ -139,13 +132,8 @@ def _build(node: Any, left: list[int]) -> Any:
     return _HASHED[tag](_build(item, left) for item in body)
 
 
-_UNHASHED: dict[str, Callable[[Iterable[Any]], Any]] = {"tuple": tuple, "deque": deque}
-_HASHED: dict[str, Callable[[Iterable[Any]], Any]] = {
-    "set": set,
-    "dict": dict,
-    "Counter": lambda pairs: Counter(dict(pairs)),
-    "OrderedDict": OrderedDict,
-}
+_UNHASHED: dict[str, Any] = {"tuple": tuple, "deque": deque}
+_HASHED: dict[str, Any] = {"set": set, "dict": dict, "Counter": lambda pairs: Counter(dict(pairs)), "OrderedDict": OrderedDict}
 
 
 def _numpy_scalar(name: str, value: Any) -> Any:

@@ -15,10 +15,6 @@ from problems.data import load_problems, write_manifest
 # ---- assertions ---------------------------------------------------------------------------------------------------
 
 
-def parsed(source):
-    return parse_assertion(source, data._is_solution_call)
-
-
 @pytest.mark.parametrize(
     "source, holds, fails",
     [
@@ -46,7 +42,7 @@ def parsed(source):
     ],
 )
 def test_forms_of_assertions(source, holds, fails):
-    test = parsed(source)
+    test = parse_assertion(source)
     if holds is None:
         assert test.calls == ("Solution().f(1)", "Solution().f(2)")
         assert test.holds([0, 2]) and not test.holds([0, 0])
@@ -55,8 +51,8 @@ def test_forms_of_assertions(source, holds, fails):
 
 
 def test_an_assertion_that_raises_does_not_hold():
-    assert not parsed("assert Solution().f(1) < 3").holds(["a"])
-    assert not parsed("assert sorted(Solution().f(1)) == [1]").holds([[1, "a"]])
+    assert not parse_assertion("assert Solution().f(1) < 3").holds(["a"])
+    assert not parse_assertion("assert sorted(Solution().f(1)) == [1]").holds([[1, "a"]])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +64,7 @@ def test_an_assertion_that_raises_does_not_hold():
 )  # fmt: skip
 def test_unsupported_forms_are_reported(source, tmp_path):
     with pytest.raises(Unsupported):
-        parsed(source)
+        parse_assertion(source)
     with pytest.raises(UserError, match="line 1: problem 7, assertion 2 of 'gt_answer'"):
         load_problems(write(tmp_path / "f", row(gt_answer=["assert Solution().total([]) == 0", source])))
 
