@@ -1,13 +1,17 @@
 """Downloads the benchmark's data files, verified and resumable; converts the data set that they come from where they are gone."""
 
+from __future__ import annotations
+
 import ast
 import hashlib
 import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from faults.errors import UserError
 from faults.files import write_atomic
@@ -34,7 +38,13 @@ class Unavailable(Exception):
     """The server has no such file (it answered, and said so)."""
 
 
-def fetch(folder, base_url=BENCHMARK_URL, files=None, source_url=SOURCE_URL, say=print):
+def fetch(
+    folder: str | Path,
+    base_url: str = BENCHMARK_URL,
+    files: dict[str, str] | None = None,
+    source_url: str = SOURCE_URL,
+    say: Callable[[str], None] = print,
+) -> None:
     """Bring every file of `files` (name -> git blob id) into the folder; one that is there and right is left alone.
 
     A file that the server does not have is converted from the source data set, where that is possible.
@@ -57,17 +67,17 @@ def fetch(folder, base_url=BENCHMARK_URL, files=None, source_url=SOURCE_URL, say
             say(f"{target}: not at {base_url} ({reason}); {count} problems converted from the source data set instead")
 
 
-def git_blob_id(data):
+def git_blob_id(data: bytes) -> str:
     """The name that git gives to a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def download(url, target, blob_id=None):
+def download(url: str, target: Path, blob_id: str | None = None) -> None:
     """Download to `target`, going on from a partial file `<target>.part`, and replace it only when the blob id is right.
 
     Raises Unavailable when the server has no such file, UserError for anything else that fails."""
     part = target.with_name(target.name + ".part")
-    for attempt in range(ATTEMPTS):
+    for _ in range(ATTEMPTS):
         try:
             _resume(url, part)
             break
@@ -84,10 +94,12 @@ def download(url, target, blob_id=None):
         part.unlink()
         kept = "; the file that was there is kept" if target.exists() else ""
         raise UserError(f"{url}: its content is not the published one (git blob {git_blob_id(data)[:12]}){kept}")
-    _replace(part, target)
+    with open(part, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(part, target)
 
 
-def _resume(url, part):
+def _resume(url: str, part: Path) -> None:
     """Append to the partial file what it lacks. Raises OSError or HTTPException when the connection breaks before the end."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -107,16 +119,10 @@ def _resume(url, part):
         raise HTTPException(f"the connection broke {left} bytes before the end")
 
 
-def _replace(part, target):
-    with open(part, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(part, target)
-
-
 # ---- the source data set ------------------------------------------------------------------------------------------
 
 
-def _convert_from_source(target, source_url, reason):
+def _convert_from_source(target: Path, source_url: str, reason: Unavailable) -> int:
     source = SOURCES.get(target.name)
     if source is None or target.exists():
         kept = "; the file that is there is kept" if target.exists() else ""
@@ -140,7 +146,7 @@ USER = (
 )
 
 
-def convert(source, target, difficulties=("medium", "hard")):
+def convert(source: str | Path, target: str | Path, difficulties: Sequence[str] = ("medium", "hard")) -> int:
     """Write the problems of a newfacade/LeetCodeDataset file in the benchmark's schema; returns how many.
 
     Kept are the given difficulties and the problems whose solution is a method of Solution. Raises UserError for a line
@@ -158,7 +164,7 @@ def convert(source, target, difficulties=("medium", "hard")):
     return len(rows)
 
 
-def _converted(row):
+def _converted(row: dict[str, Any]) -> dict[str, Any]:
     method = row["entry_point"].removeprefix("Solution().")
     starter = row["starter_code"].rstrip(" ")
     starter = starter if starter.endswith("\n") else starter + "\n"
@@ -174,13 +180,13 @@ def _converted(row):
     }
 
 
-def _assertions(test, entry_point):
+def _assertions(test: str, entry_point: str) -> list[str]:
     """The asserts of `def check(candidate): ...` with `candidate` replaced by the entry point."""
     (check,) = [node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     entry = ast.parse(entry_point, mode="eval").body
 
     class Named(ast.NodeTransformer):
-        def visit_Name(self, node):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
             return entry if node.id == "candidate" else node
 
     return [ast.unparse(Named().visit(node)) for node in check.body if isinstance(node, ast.Assert)]

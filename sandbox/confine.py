@@ -4,8 +4,10 @@
 libraries, the unprivileged user. `wall_in` follows in the worker's own process: resource limits, Landlock, the
 system-call filter. `lock` runs in every fork, right before the untrusted code, and takes away what only the worker needs.
 Each layer is independent of the others: where a kernel or a container refuses one the rest still stand, and `Layers` says which
-are on. None can be undone by the process itself. No imports beyond the few that make forks cheap.
+are on. None can be undone by the process itself. No imports beyond the few that keep forks cheap.
 """
+
+from __future__ import annotations
 
 import ctypes
 import errno
@@ -20,21 +22,26 @@ import sysconfig
 LAYERS = ("rlimits", "no_new_privs", "landlock", "seccomp", "namespaces", "private_root", "unprivileged")
 NOBODY = 65534
 MIB = 1 << 20
-
 MEMORY_BYTES = 1024 * MIB
+
+TYPE_CHECKING = False  # by hand, as in wire.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _machine = platform.machine()
+_Instruction = tuple[int, int, int, int]  # of the filter: code, jumps when true and when false, operand
 
 
 class Layers:
-    """on: name -> detail of the layers that hold; off: name -> why it does not."""
+    """on: name -> detail of the layers that hold; off: name -> why it does not; run_filter: what every fork installs."""
 
-    def __init__(self, without=()):
-        self.on, self.off = {}, {name: "left out on request" for name in without}
-        self.run_filter = None  # what every fork installs, assembled once
+    def __init__(self, without: Iterable[str] = ()):
+        self.on: dict[str, str] = {}
+        self.off = {name: "left out on request" for name in without}
+        self.run_filter: _Filter | None = None
 
-    def attempt(self, name, action, *args):
+    def attempt(self, name: str, action: Callable[..., str | None], *args: str | bool) -> None:
         """Run `action`, unless the layer was left out; it is on, with what that returned as detail, unless it raised OSError."""
         if name in self.off:
             return
@@ -87,13 +94,13 @@ _PRLIMIT = (302, 261)  # allowed on the caller itself
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on both machines
 _PIVOT_ROOT = (155, 41)
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_COLUMN = {"x86_64": 0, "aarch64": 1}.get(_machine)
+_COLUMN = {"x86_64": 0, "aarch64": 1}.get(_machine, -1)
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _SECCOMP_MODE_FILTER = 2
 
 
-def _check(result, what):
+def _check(result: int, what: str) -> int:
     """Raise the OSError of the last C call when it failed; `what` names the call."""
     if result == -1:
         code = ctypes.get_errno()
@@ -101,28 +108,28 @@ def _check(result, what):
     return result
 
 
-def _syscall(number, *args, what):
+def _syscall(number: int, *args: int | None, what: str) -> int:
     return _check(_libc.syscall(ctypes.c_long(number), *(ctypes.c_void_p(a) for a in args)), what)
 
 
-def _prctl(option, value=0, pointer=None):
+def _prctl(option: int, value: int = 0, pointer: bytes | None = None) -> int:
     return _check(_libc.prctl(option, ctypes.c_ulong(value), pointer, 0, 0), f"prctl {option}")
 
 
-def _need_linux():
-    if not sys.platform.startswith("linux") or _COLUMN is None:
+def _need_linux() -> None:
+    if not sys.platform.startswith("linux") or _COLUMN < 0:
         raise OSError(errno.ENOSYS, f"needs Linux on x86-64 or arm64, this is {sys.platform} on {_machine}")
 
 
 # ---- what a run may read ------------------------------------------------------------------------------------------
 
 
-def library_paths():
+def library_paths() -> list[str]:
     """Directories of the interpreter, its packages and the system's shared libraries: all that a run may read."""
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths += [sysconfig.get_config_var("LIBDIR") or "", "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     paths += ["/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime"]
-    found = []
+    found: list[str] = []
     for path in dict.fromkeys(p for p in paths if p and os.path.exists(p)):
         if not any(path.startswith(outer + "/") for outer in found):
             found.append(path)
@@ -140,7 +147,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE =
 _MNT_DETACH = 2
 
 
-def enter(scratch, without=()):
+def enter(scratch: str, without: Sequence[str] = ()) -> tuple[Layers, str]:
     """Turn on the layers that begin with the worker's first fork: the caller forks once and goes on in the child.
 
     scratch: an empty directory of this worker alone, where runs may write unless the private root holds another.
@@ -161,7 +168,7 @@ def enter(scratch, without=()):
     return layers, scratch
 
 
-def _unshare():
+def _unshare() -> str:
     """New mount, process-id, network, IPC and host-name namespaces, inside a new user namespace unless root needs none."""
     _need_linux()
     flags, kinds = _ISOLATE, "mount, pid, net, ipc, uts"
@@ -175,12 +182,12 @@ def _unshare():
     return "user, " + kinds
 
 
-def _mount(source, target, kind=None, flags=0, data=None):
+def _mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     _check(_libc.mount(*encoded[:3], ctypes.c_ulong(flags), encoded[3]), f"mount {target}")
 
 
-def _private_root(base):
+def _private_root(base: str) -> str:
     """Change to a root that holds the libraries, read-only, three devices and a small memory disk at /run, and nothing else."""
     _mount(None, "/", flags=_MS_REC | _MS_PRIVATE)
     _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
@@ -209,7 +216,7 @@ def _private_root(base):
     return "libraries only"
 
 
-def _drop_user(root):
+def _drop_user(root: bool) -> str:
     """Become nobody when root; drop every capability either way."""
     detail = f"already uid {os.getuid()}"
     if root and os.getuid() == 0:
@@ -220,13 +227,12 @@ def _drop_user(root):
         os.setuid(NOBODY)
         detail = "root became nobody"
     if sys.platform.startswith("linux"):
-        header, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-        _check(_libc.capset(header, nothing), "capset")
+        _check(_libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)), "capset")
         _prctl(_PR_SET_DUMPABLE, 0)
     return detail
 
 
-def _nobody_can_import():
+def _nobody_can_import() -> bool:
     """Whether the user nobody can read the standard library: it can't when Python lives in root's home. No fork here: the
     next child is the first of the process-id namespace, which ends with it."""
     os.seteuid(NOBODY)
@@ -239,18 +245,18 @@ def _nobody_can_import():
         os.seteuid(0)
 
 
-def _no_new_privs():
+def _no_new_privs() -> None:
     _need_linux()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends (Linux; elsewhere the closed control socket does it)."""
     if sys.platform.startswith("linux"):
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def adopt_orphans():
+def adopt_orphans() -> None:
     """Make this process the parent of whatever its children leave behind, so that nothing escapes it (Linux)."""
     if sys.platform.startswith("linux"):
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -259,7 +265,7 @@ def adopt_orphans():
 # ---- in the worker's own process, and in every fork ------------------------------------------------------------------
 
 
-def wall_in(layers, scratch):
+def wall_in(layers: Layers, scratch: str) -> None:
     """Confine this process, which may go on to fork, for good: it reads the libraries and writes below `scratch`."""
     layers.attempt("rlimits", _set_rlimits)
     layers.attempt("no_new_privs", _no_new_privs)
@@ -269,7 +275,7 @@ def wall_in(layers, scratch):
         layers.run_filter = _Filter(_run_filter())
 
 
-def lock(layers, cpu_seconds):
+def lock(layers: Layers, cpu_seconds: int) -> None:
     """In a fork of the worker: give up what only the worker needs. Untrusted code comes next.
 
     cpu_seconds: a hard limit; soft and hard being equal, the kernel kills with no handler to run first."""
@@ -283,7 +289,7 @@ _SPECIAL_FILES = 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11  # making character devices
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE  # the rights that a rule on a single file may name
 
 
-def _restrict_files(scratch):
+def _restrict_files(scratch: str) -> str:
     """Landlock: read the libraries, read and write three devices, everything below `scratch`; no TCP, no signals outside."""
     _need_linux()
     abi = _syscall(_LANDLOCK_CREATE, 0, 0, 1, what="landlock")
@@ -303,23 +309,15 @@ def _restrict_files(scratch):
     return f"ABI {abi}" + ("" if abi >= 4 else ", no TCP rules")
 
 
-def _address(data):
+def _address(data: bytes) -> int | None:
     """Where the bytes are; the caller keeps them alive over the call."""
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
 
 
-def _set_rlimits():
+def _set_rlimits() -> str:
     """Hard limits, inherited by every run. The CPU limit is each run's own: see `lock`."""
-    wanted = {
-        "AS": MEMORY_BYTES,
-        "FSIZE": 8 * MIB,
-        "NOFILE": 64,
-        "NPROC": 512,  # of the user, over all workers; the filter leaves a run threads alone
-        "STACK": 8 * MIB,
-        "CORE": 0,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-    }
+    wanted = {"AS": MEMORY_BYTES, "FSIZE": 8 * MIB, "NOFILE": 64, "STACK": 8 * MIB, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}
+    wanted["NPROC"] = 512  # of the user, over all workers; the filter leaves a run threads alone
     for name, value in wanted.items():
         which = getattr(resource, f"RLIMIT_{name}", None)
         if which is None:
@@ -339,16 +337,13 @@ def _set_rlimits():
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # offsets in struct seccomp_data, low words of the arguments
-_CLONE_THREAD, _X32_BIT = 0x10000, 0x40000000
+_CLONE_THREAD, _X32_BIT, _NEW_NAMESPACES = 0x10000, 0x40000000, 0x7E020080
 _TTY_QUESTIONS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
 
 
-_NEW_NAMESPACES = 0x7E020080
-
-
-def _worker_filter():
+def _worker_filter() -> list[_Instruction]:
     """Kill a foreign architecture, allow both lists, allow three calls by argument; all else does not exist."""
-    numbers = [pair[_COLUMN] for pair in [*_ALLOWED.values(), *_WORKER_ONLY.values()] if pair[_COLUMN] is not None]
+    numbers = _numbers(_ALLOWED) + _numbers(_WORKER_ONLY)
     head = [(_LOAD, 0, 0, _ARCH), (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH[_machine]), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NR)]
     if _machine == "x86_64":
         head += [(_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT), _REFUSE]  # the x32 numbers name the same calls again
@@ -360,23 +355,28 @@ def _worker_filter():
     return [*head, *by_argument, *_any_of(numbers)]
 
 
-def _run_filter():
+def _run_filter() -> list[_Instruction]:
     """On top of the worker's: refuse the worker's own calls, and processes other than threads."""
-    numbers = [pair[_COLUMN] for pair in _WORKER_ONLY.values() if pair[_COLUMN] is not None]
+    numbers = _numbers(_WORKER_ONLY)
     refused = [(_JUMP_EQUAL, len(numbers) - i, 0, n) for i, n in enumerate(numbers)]
     threads = _when(_CLONE, (_LOAD, 0, 0, _ARG0), (_JUMP_SET, 0, 1, _CLONE_THREAD), _PERMIT, _REFUSE)
     return [(_LOAD, 0, 0, _NR), *threads, *refused, _PERMIT, _REFUSE]
 
 
+def _numbers(calls: dict[str, tuple[int, int | None]]) -> list[int]:
+    """The calls' numbers on this machine."""
+    return [number for pair in calls.values() if (number := pair[_COLUMN]) is not None]
+
+
 _PERMIT, _REFUSE = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
 
 
-def _when(call, *checks):
+def _when(call: tuple[int, int], *checks: _Instruction) -> list[_Instruction]:
     """Instructions taken for one call, skipped for any other (its number is in the accumulator before and after)."""
     return [(_JUMP_EQUAL, 0, len(checks), call[_COLUMN]), *checks]
 
 
-def _any_of(values):
+def _any_of(values: Sequence[int]) -> list[_Instruction]:
     """Permit when the accumulator holds one of the values, refuse otherwise."""
     return [*((_JUMP_EQUAL, len(values) - i, 0, v) for i, v in enumerate(values)), _REFUSE, _PERMIT]
 
@@ -384,16 +384,16 @@ def _any_of(values):
 class _Filter:
     """An assembled filter, kept in memory so that installing it is one system call."""
 
-    def __init__(self, instructions):
+    def __init__(self, instructions: Sequence[_Instruction]):
         self.program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
         self.header = struct.pack("@HP", len(instructions), _address(self.program))
 
-    def install(self):
+    def install(self) -> None:
         """Put the filter in force for this process and its children."""
         _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self.header)
 
 
-def _install_worker_filter():
+def _install_worker_filter() -> str:
     _need_linux()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _Filter(_worker_filter()).install()

@@ -3,15 +3,17 @@
     with Sandbox() as sandbox:
         outcomes = sandbox.run([Program(source="def f(x): return x", calls=["f(1)"], accept=lambda i, value: value == 1)])
 
-A worker (`sandbox_worker.py`) is a lean interpreter, confined by `confine.py`, that forks for every program. The fork reads the
+A worker (`worker.py`) is a lean interpreter, confined by `confine.py`, that forks for every program. The fork reads the
 program and the calls from a socket of its own, and writes back each call's value in a bounded encoding of plain data. What
 the caller expects is in neither process: a program that forges messages can forge values alone.
 """
 
+from __future__ import annotations
+
+import contextlib
 import logging
 import marshal
 import os
-import re
 import selectors
 import shutil
 import socket
@@ -20,18 +22,18 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from faults.errors import PartDied, UserError
 from sandbox import confine, wire
-from sandbox.wire import NotPlain, decode
-from sandbox.worker import CPU_SECONDS, CPU_SLACK, WALL_SECONDS, WALL_SLACK
+from sandbox.program import Outcome, Program, Run, why
+from sandbox.worker import CPU_SECONDS, WALL_SECONDS, WALL_SLACK
 
 log = logging.getLogger(__name__)
 
-# The worker's whole command: the project's folder is on its path while it imports its own two modules, and no longer.
+# The worker's whole command: the project's folder is on its path while it imports its own modules, and no longer.
 _WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sandbox import worker; worker.start(sys.argv[1:])"
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -44,78 +46,30 @@ class SandboxIncomplete(UserError):
     """`strict` was asked for and a layer of containment is missing here; the text names it."""
 
 
-# ---- the caller's side --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Program:
-    """What to run and how to judge its values.
-
-    setup: trusted source that comes first, executed once in the worker.
-    calls: expressions evaluated in order in the program's namespace; `accept(index, value)` judges each plain value, in
-        this process, and a False ends the run. With `returns` the one call need only return, and its value is ignored.
-    shapes: how each value is made plain, "value", "linked" (a linked list) or "tree"; all "value" when left out.
-    probe: a name; the outcome says whether the program bound it.
-    hashed_limit: see `decode`.
-    """
-
-    source: str
-    calls: Sequence[str]
-    accept: Callable | None = None
-    setup: str = ""
-    returns: bool = False
-    shapes: Sequence[str] | None = None
-    probe: str | None = None
-    hashed_limit: int = 1000
-
-
-@dataclass
-class Outcome:
-    """compiled: no syntax error. bound: the probed name exists (the program's claim). passed: every value accepted, or the
-    call returned. note: "" when passed, else a few words that say why not. cpu_seconds: user and system time."""
-
-    compiled: bool = False
-    bound: bool = False
-    passed: bool = False
-    note: str = ""
-    cpu_seconds: float = 0.0
-
-
-@dataclass(eq=False)
-class _Run:
-    """One program in flight."""
-
-    index: int
-    program: Program
-    stream: socket.socket
-    outbox: memoryview
-    started: float
-    outcome: Outcome = field(default_factory=Outcome)
-    inbox: bytearray = field(default_factory=bytearray)
-    answered: int = 0
-    frames: int = 0
-    decided: bool = False
-    ended: bool = False
-
-    def decide(self, passed, note=""):
-        self.decided, self.outcome.passed, self.outcome.note = True, passed, note
+_Waiting = deque[tuple[int, Program]]
 
 
 class Sandbox:
     """A pool of workers, one per core by default. Not thread-safe: one caller at a time."""
 
-    def __init__(self, workers=None, strict=False, without=(), cpu_seconds=CPU_SECONDS, wall_seconds=WALL_SECONDS):
+    def __init__(
+        self,
+        workers: int | None = None,
+        strict: bool = False,
+        without: Sequence[str] = (),
+        cpu_seconds: int = CPU_SECONDS,
+        wall_seconds: float = WALL_SECONDS,
+    ):
         """strict: raise SandboxIncomplete when a layer of containment is missing, instead of one loud line in the log.
         without: layers to leave off, for tests of the others.
-        cpu_seconds (whole), wall_seconds: what one program may use; CPU seconds are those of a fast core, slower ones get more.
-        """
-        self._count = workers or len(_usable_cores())
+        cpu_seconds, wall_seconds: what one program may use; CPU seconds are those of a fast core, slower ones get more."""
+        self._count = workers or _usable_cores()
         self._limits = cpu_seconds, wall_seconds
         self._options = [str(cpu_seconds), str(wall_seconds), *without]
         self._restarts_left = 1
         self._base = tempfile.mkdtemp(prefix="sandbox-")
         os.chmod(self._base, 0o711)  # a worker that drops root's rights passes through to its own directory
-        self._workers = []
+        self._workers: list[_Handle] = []
         try:
             self._workers = [_Handle(self._base, self._options) for _ in range(self._count)]
             self.layers = self._workers[0].ready()
@@ -126,31 +80,30 @@ class Sandbox:
             self.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> Sandbox:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     @property
-    def pids(self):
+    def pids(self) -> list[int]:
         """Process ids of the workers (the interpreters that fork the runs)."""
         return [worker.pid for worker in self._workers]
 
-    def close(self):
+    def close(self) -> None:
         """End the workers and remove their directory."""
         for worker in self._workers:
             worker.close()
         self._workers = []
         shutil.rmtree(self._base, ignore_errors=True)
 
-    def run(self, programs):
-        """[Outcome], in the order of `programs`. Raises SandboxDied when a worker dies for the second time, and RuntimeError
+    def run(self, programs: Iterable[Program]) -> list[Outcome]:
+        """The outcomes, in the order of `programs`. Raises SandboxDied when a worker dies for the second time, and RuntimeError
         once the sandbox is closed, which an exception in here does too: answers in flight must not meet the next batch."""
         if not self._workers:
             raise RuntimeError("the sandbox is closed")
-        programs = list(programs)
-        outcomes = [None] * len(programs)
+        outcomes: dict[int, Outcome] = {}
         waiting = deque(enumerate(programs))
         with selectors.DefaultSelector() as selector:
             for number, worker in enumerate(self._workers):
@@ -164,22 +117,24 @@ class Sandbox:
             except BaseException:
                 self.close()
                 raise
-        return outcomes
+        return [outcomes[index] for index in sorted(outcomes)]
 
-    def _start(self, waiting, selector):
+    def _start(self, waiting: _Waiting, selector: selectors.BaseSelector) -> None:
         for worker in self._workers:
             while waiting and worker.run is None:
                 index, program = waiting.popleft()
                 try:
-                    worker.start(index, program)
+                    run = worker.start(index, program)
                 except OSError:
                     self._replace(worker, selector, waiting)
                     waiting.appendleft((index, program))
                     break
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.run.outbox else 0)
-                selector.register(worker.run.stream, events, worker)
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if run.outbox else 0)
+                selector.register(run.stream, events, worker)
 
-    def _handle(self, key, selector, waiting, outcomes):
+    def _handle(
+        self, key: selectors.SelectorKey, selector: selectors.BaseSelector, waiting: _Waiting, outcomes: dict[int, Outcome]
+    ) -> None:
         if isinstance(key.data, _Handle):
             self._serve_stream(key.data, selector)
             return
@@ -191,27 +146,28 @@ class Sandbox:
             self._replace(worker, selector, waiting)
         elif report:
             run = worker.run
+            assert run is not None
             if not run.ended:
                 selector.unregister(run.stream)
-            outcomes[run.index] = worker.finish(report, self._limits)
+            outcomes[run.index] = worker.finish(run, report, self._limits)
 
-    def _serve_stream(self, worker, selector):
+    def _serve_stream(self, worker: _Handle, selector: selectors.BaseSelector) -> None:
         run = worker.run
         if run is None or run.ended:
             return
-        worker.push()
-        if worker.pull():
+        _push(run)
+        if worker.pull(run):
             run.ended = True
             selector.unregister(run.stream)
         elif not run.outbox:
             selector.modify(run.stream, selectors.EVENT_READ, worker)
 
-    def _check_deadlines(self, selector, waiting):
+    def _check_deadlines(self, selector: selectors.BaseSelector, waiting: _Waiting) -> None:
         for worker in list(self._workers):
             if worker.run and time.monotonic() - worker.run.started > self._limits[1] * WALL_SLACK + 30.0:
                 self._replace(worker, selector, waiting)
 
-    def _replace(self, worker, selector, waiting):
+    def _replace(self, worker: _Handle, selector: selectors.BaseSelector, waiting: _Waiting) -> None:
         """Start a new worker in place of a dead one, once; its program runs again from the start."""
         number = self._workers.index(worker)
         selector.unregister(worker.control)
@@ -228,7 +184,7 @@ class Sandbox:
         self._workers[number].ready()
         selector.register(self._workers[number].control, selectors.EVENT_READ, number)
 
-    def _report(self, strict):
+    def _report(self, strict: bool) -> None:
         missing = {name: self.layers["off"].get(name, "not here") for name in confine.LAYERS if name not in self.layers["on"]}
         text = ", ".join(f"{name} {'(' + d + ')' if d else ''}".strip() for name, d in self.layers["on"].items())
         log.info("sandbox: on: %s; off: %s", text, ", ".join(missing) or "none")
@@ -240,12 +196,13 @@ class Sandbox:
 
 
 class _Handle:
-    """The caller's view of one worker process."""
+    """The caller's view of one worker process. control: the worker's own socket; run: what it is at; pid: 0 until it is ready."""
 
-    def __init__(self, base, options):
+    def __init__(self, base: str, options: Sequence[str]):
         scratch = tempfile.mkdtemp(dir=base)
         self.control, theirs = socket.socketpair()
-        self.run = None
+        self.run: Run | None = None
+        self.pid = 0
         self._report = b""
         command = [sys.executable, "-s", "-B", "-c", _WORKER, _ROOT, str(theirs.fileno()), scratch, *options]
         self._process = subprocess.Popen(
@@ -259,20 +216,21 @@ class _Handle:
             start_new_session=True,  # Ctrl-C is for the trainer, which ends its batch first
         )
         theirs.close()
-        self.pid = None
 
-    def ready(self):
-        """Wait for two lines, in either order: the worker's process id, and its layers, which are returned: [on, off]."""
+    def ready(self) -> dict[str, dict[str, str]]:
+        """Wait for two lines, in either order: the worker's process id, and its layers, which are returned as "on" and "off".
+
+        Raises SandboxDied when the worker ends first."""
         text = b""
         while text.count(b"\n") < 2:
             chunk = self.control.recv(1 << 16)
             if not chunk:
                 raise SandboxDied(f"a sandbox worker did not start (exit code {self._process.wait()}): {text.decode()}")
             text += chunk
-        self.pid, layers = sorted(map(decode, text.splitlines()), key=lambda line: isinstance(line, list))
-        return dict(zip(("on", "off"), layers))
+        self.pid, layers = sorted(map(wire.decode, text.splitlines()), key=lambda line: isinstance(line, list))
+        return dict(zip(("on", "off"), layers, strict=True))
 
-    def start(self, index, program):
+    def start(self, index: int, program: Program) -> Run:
         """Send the program. Raises OSError when the worker is gone."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -292,26 +250,12 @@ class _Handle:
             except OSError:
                 ours.close()
                 raise
-        self.run = _Run(index, program, ours, memoryview(marshal.dumps(job)), time.monotonic())
-        self.push()
+        self.run = Run(index, program, ours, memoryview(marshal.dumps(job)), time.monotonic())
+        _push(self.run)
+        return self.run
 
-    def push(self):
-        """Write what is left of the job, then say that it is all."""
-        run = self.run
-        if not run.outbox:
-            return
-        try:
-            while run.outbox:
-                run.outbox = run.outbox[run.stream.send(run.outbox) :]
-            run.stream.shutdown(socket.SHUT_WR)
-        except BlockingIOError:
-            pass
-        except OSError:
-            run.outbox = memoryview(b"")
-
-    def pull(self):
+    def pull(self, run: Run) -> bool:
         """Read and judge frames; True at the end of the stream."""
-        run = self.run
         try:
             chunk = run.stream.recv(1 << 18)
         except BlockingIOError:
@@ -320,32 +264,15 @@ class _Handle:
             return True
         if not run.decided:
             run.inbox += chunk
-            self._judge(run)
+            run.judge()
             if run.decided:
                 run.inbox.clear()
-                self._stop()
+                # Let the worker end the run now. One that is gone is noticed by its silence.
+                with contextlib.suppress(OSError):
+                    self.control.sendall(wire.HEAD.pack(wire.KILL, 0))
         return not chunk
 
-    def _judge(self, run):
-        while not run.decided and len(run.inbox) >= wire.HEAD.size:
-            kind, length = wire.HEAD.unpack_from(run.inbox)
-            if length > wire.MAX_FRAME:
-                return run.decide(False, "protocol violated")
-            if len(run.inbox) < wire.HEAD.size + length:
-                return
-            body = bytes(run.inbox[wire.HEAD.size : wire.HEAD.size + length])
-            del run.inbox[: wire.HEAD.size + length]
-            _judge_frame(run, kind, body)
-            run.frames += 1
-
-    def _stop(self):
-        """The verdict is known: let the worker end the run now. A worker that is gone is noticed by its silence."""
-        try:
-            self.control.sendall(wire.HEAD.pack(wire.KILL, 0))
-        except OSError:
-            pass
-
-    def read_report(self):
+    def read_report(self) -> tuple[int, int, float] | tuple[()] | None:
         """The worker's report on the run's end: None when the worker is gone, () when it is not all there yet."""
         try:
             chunk = self.control.recv(wire.REPORT.size - len(self._report))
@@ -356,24 +283,21 @@ class _Handle:
         self._report += chunk
         if len(self._report) < wire.REPORT.size:
             return ()
-        report, self._report = wire.REPORT.unpack(self._report), b""
-        return report
+        (status, reason, cpu_seconds), self._report = wire.REPORT.unpack(self._report), b""
+        return status, reason, cpu_seconds
 
-    def finish(self, report, limits):
+    def finish(self, run: Run, report: tuple[int, int, float], limits: tuple[int, float]) -> Outcome:
         """The outcome of the run that has ended, after whatever it still had in its socket."""
-        status, reason, cpu_seconds = report
-        run = self.run
         while not run.ended and not run.decided:
             before = len(run.inbox), run.frames
-            run.ended = self.pull() or (len(run.inbox), run.frames) == before
-        run.outcome.cpu_seconds = cpu_seconds
+            run.ended = self.pull(run) or (len(run.inbox), run.frames) == before
         if not run.decided:
-            run.decide(False, _why(status, reason, cpu_seconds, limits))
+            run.decide(False, why(*report, limits))
         run.stream.close()
         self.run = None
         return run.outcome
 
-    def close(self):
+    def close(self) -> None:
         """End the worker and everything under it."""
         if self.run:
             self.run.stream.close()
@@ -385,47 +309,19 @@ class _Handle:
             self._process.wait()
 
 
-def _judge_frame(run, kind, body):
-    """Take one frame into the outcome. A program may forge any frame but the first, which precedes it."""
-    program, outcome = run.program, run.outcome
-    if kind == wire.ERROR:
-        run.decide(False, "error: " + re.sub(r"[^!-~]", "?", body[:100].decode("ascii", "replace")))
-        outcome.compiled &= body not in (b"SyntaxError", b"IndentationError") or run.frames > 1
-    elif kind == wire.COMPILED and run.frames == 0:
-        outcome.compiled = True
-    elif kind == wire.LOADED and run.frames == 1:
-        outcome.bound = body == b"1"
-    elif kind == wire.RETURNED and program.returns and run.frames == 2:
-        run.decide(True)
-    elif kind == wire.ANSWER and not program.returns and run.frames >= 2:
-        _judge_answer(run, body)
-    else:
-        run.decide(False, "protocol violated")
-
-
-def _judge_answer(run, body):
-    program = run.program
+def _push(run: Run) -> None:
+    """Write what is left of the job, then say that it is all."""
+    if not run.outbox:
+        return
     try:
-        value = decode(body, program.hashed_limit)
-    except NotPlain as error:
-        return run.decide(False, str(error))
-    if not program.accept(run.answered, value):
-        return run.decide(False, f"wrong answer to call {run.answered}")
-    run.answered += 1
-    if run.answered == len(program.calls):
-        run.decide(True)
+        while run.outbox:
+            run.outbox = run.outbox[run.stream.send(run.outbox) :]
+        run.stream.shutdown(socket.SHUT_WR)
+    except BlockingIOError:
+        pass
+    except OSError:
+        run.outbox = memoryview(b"")
 
 
-def _why(status, reason, cpu_seconds, limits):
-    """A few words on a run that ended without a verdict."""
-    if reason == wire.WALL_TIME:
-        return f"timeout: {limits[1]:g} s of wall time"
-    if reason == wire.CPU_TIME or cpu_seconds >= limits[0] * CPU_SLACK - 0.2:
-        return f"timeout: {limits[0]} s of CPU time"
-    if os.WIFSIGNALED(status):
-        return f"killed by signal {os.WTERMSIG(status)}"
-    return "exited before it answered"
-
-
-def _usable_cores():
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

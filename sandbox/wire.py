@@ -4,21 +4,27 @@ The worker writes values and reads requests, the caller the other way round; nei
 purpose: the worker imports it, and a small process forks faster.
 """
 
+from __future__ import annotations
+
 import json
 import struct
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from json.encoder import encode_basestring_ascii
 
+TYPE_CHECKING = False  # by hand, because the worker should not import `typing`
+if TYPE_CHECKING:
+    from typing import Any
+
 MAX_FRAME = 4 << 20  # bytes of one encoded value
 MAX_ITEMS = 1 << 20  # items of one value
 
 # ---- plain data ---------------------------------------------------------------------------------------------------
 
-NUMPY = ("bool", "bool_", "str_") + tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
+NUMPY = ("bool", "bool_", "str_", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 NUMPY += ("float16", "float32", "float64", "longlong", "ulonglong")
-_SEQUENCES = {tuple: "tuple", set: "set", deque: "deque"}
-_MAPPINGS = {dict: "dict", defaultdict: "dict", Counter: "Counter", OrderedDict: "OrderedDict"}
+_SEQUENCES: dict[type, str] = {tuple: "tuple", set: "set", deque: "deque"}
+_MAPPINGS: dict[type, str] = {dict: "dict", defaultdict: "dict", Counter: "Counter", OrderedDict: "OrderedDict"}
 _CONSTANTS = {None: "null", True: "true", False: "false"}
 _SPECIAL = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
 
@@ -27,15 +33,15 @@ class NotPlain(ValueError):
     """The value holds something that does not travel, or bytes claim to be a value and are not."""
 
 
-def encode(value):
-    """bytes of a value made of int, float, bool, str, None, list, tuple, dict, set, defaultdict, Counter, OrderedDict,
+def encode(value: Any) -> bytes:
+    """The bytes of a value made of int, float, bool, str, None, list, tuple, dict, set, defaultdict, Counter, OrderedDict,
     deque and numpy scalars, each by its exact type. Raises NotPlain for any other type and for too large a value.
 
     The text is JSON; what JSON lacks is an object with one key, its kind. Written by hand because the json module's encoder
     accepts subclasses, and touches more memory than a run of a few milliseconds should copy."""
     left = MAX_ITEMS
 
-    def walk(item):
+    def walk(item: Any) -> str:
         nonlocal left
         left -= 1
         if left < 0:
@@ -69,19 +75,13 @@ def encode(value):
 _SMALL = 1 << 63
 
 
-def _quoted(text):
+def _quoted(text: str) -> str:
     """A JSON string. A lone surrogate is no text, and two of them would come back as one character: code points instead."""
-    if not text.isascii() and _has_surrogate(text):
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
         return f'{{"str":[{",".join([str(ord(c)) for c in text])}]}}'
     return encode_basestring_ascii(text)
-
-
-def _has_surrogate(text):
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 # ---- frames on a run's own socket ---------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ ON_ITS_OWN, CPU_TIME, WALL_TIME = 0, 1, 2
 # ---- plain data, read back ------------------------------------------------------------------------------------------
 
 
-def decode(data, hashed_limit=1000):
+def decode(data: bytes, hashed_limit: int = 1000) -> Any:
     """The value that `encode` wrote. Raises NotPlain for anything else, whatever the bytes.
 
     hashed_limit: the most entries that all sets and mappings in it may have together. Keys with colliding hashes cost
@@ -111,7 +111,7 @@ def decode(data, hashed_limit=1000):
         raise NotPlain(f"malformed value: {type(error).__name__}") from None
 
 
-def _build(node, left):
+def _build(node: Any, left: list[int]) -> Any:
     """left: [entries that sets and mappings may still have]."""
     if type(node) is list:
         return [_build(item, left) for item in node]
@@ -132,15 +132,11 @@ def _build(node, left):
     return _HASHED[tag](_build(item, left) for item in body)
 
 
-def _counter(pairs):
-    return Counter(dict(pairs))
+_UNHASHED: dict[str, Any] = {"tuple": tuple, "deque": deque}
+_HASHED: dict[str, Any] = {"set": set, "dict": dict, "Counter": lambda pairs: Counter(dict(pairs)), "OrderedDict": OrderedDict}
 
 
-_UNHASHED = {"tuple": tuple, "deque": deque}
-_HASHED = {"set": set, "dict": dict, "Counter": _counter, "OrderedDict": OrderedDict}
-
-
-def _numpy_scalar(name, value):
+def _numpy_scalar(name: str, value: Any) -> Any:
     import numpy  # here, because few answers need it and the worker should stay small
 
     if name not in NUMPY or type(value) not in (int, float, bool, str):

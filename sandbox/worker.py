@@ -1,9 +1,11 @@
 """The sandbox's worker: a lean interpreter that confines itself, then forks once for every untrusted program.
 
-Started by `sandbox.py` as a program of its own, without the caller's libraries: a small process
-forks in half a millisecond, and has nothing to steal. It passes each program's socket on to the fork unread, so that
-neither the programs nor the canonical solutions that some runs hold are ever in the memory that later forks inherit.
+Started by `pool.py` as a program of its own, without the caller's libraries: a small process forks in half a millisecond, and
+has nothing to steal. It passes each program's socket on to the fork unread, so that neither the programs nor the canonical
+solutions that some runs hold are ever in the memory that later forks inherit.
 """
+
+from __future__ import annotations
 
 import builtins
 import gc
@@ -14,24 +16,17 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 
-from sandbox import confine
-from sandbox.wire import (
-    ANSWER,
-    COMPILED,
-    CPU_TIME,
-    ERROR,
-    HEAD,
-    LOADED,
-    MAX_ITEMS,
-    ON_ITS_OWN,
-    REPORT,
-    RETURNED,
-    RUN,
-    WALL_TIME,
-    encode,
-)
+from sandbox import confine, wire
+from sandbox.wire import HEAD, MAX_ITEMS, encode
+
+TYPE_CHECKING = False  # by hand, as in wire.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from io import FileIO
+    from typing import Any, NoReturn
 
 # What one run may use. CPU time decides, wall time is the backstop for a program that sleeps.
 CPU_SECONDS = 3  # on a core of the reference speed, see `slowdown`
@@ -42,18 +37,18 @@ WALL_SLACK = 4  # times that, at most, for a program that works on a crowded cor
 # ---- the fork -----------------------------------------------------------------------------------------------------
 
 
-def run_program(fd, namespace):
+def run_program(fd: int, namespace: dict[str, Any]) -> None:
     """In the fork: read the job, run it, write frames. The caller ends the process afterwards, whatever happened here."""
     job = marshal.loads(b"".join(iter(lambda: os.read(fd, 1 << 20), b"")))
     outbox = bytearray()
 
-    def send(kind, body=b"", write=os.write, pack=HEAD.pack):
+    def send(kind: bytes, body: bytes = b"", write: Any = os.write, pack: Any = HEAD.pack) -> None:
         outbox.extend(pack(kind, len(body)) + body)
         while outbox:
             del outbox[: write(fd, outbox)]
 
-    def fail(error):
-        send(ERROR, type(error).__name__[:100].encode("ascii", "replace"))
+    def fail(error: BaseException) -> None:
+        send(wire.ERROR, type(error).__name__[:100].encode("ascii", "replace"))
 
     # The benchmark runs setup, response and tests as one text: statements around the response make the same programs
     # syntax errors here (a __future__ import after other code, a text that ends in the middle of a statement).
@@ -62,49 +57,52 @@ def run_program(fd, namespace):
         code = compile(source, "response.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return fail(error)
-    send(COMPILED)
+    send(wire.COMPILED)
     try:
         exec(code, namespace)
     except BaseException as error:
         return fail(error)
     name = job["probe"]
     bound = name is not None and (name in namespace or hasattr(builtins, name))
-    send(LOADED, b"1" if bound else b"0")
+    send(wire.LOADED, b"1" if bound else b"0")
     try:
         if job["returns"]:
             eval(job["calls"][0], namespace)
-            send(RETURNED)
+            send(wire.RETURNED)
         else:
-            _answer(job["calls"], job["shape"], namespace, outbox, send)
+            _answer(job, namespace, outbox, send)
     except BaseException as error:
         fail(error)
 
 
-def _answer(calls, shapes, namespace, outbox, send, clock=time.monotonic, pack=HEAD.pack):
+def _answer(
+    job: dict[str, Any], names: dict[str, Any], outbox: bytearray, send: Any, clock: Any = time.monotonic, pack: Any = HEAD.pack
+) -> None:
     """Write each call's value; after 1, 2, 4, ... calls and every 20 ms, so that the caller can stop a wrong program."""
-    flushed = clock()
-    for number, (call, shape) in enumerate(zip(calls, shapes), 1):
-        value = eval(call, namespace)
+    flushed, calls = clock(), job["calls"]
+    for number, (call, shape) in enumerate(zip(calls, job["shape"], strict=True), 1):
+        value = eval(call, names)
         body = encode(_SHAPES[shape](value))
         if number & (number - 1) == 0 or number == len(calls) or clock() - flushed > 0.02:
-            send(ANSWER, body)
+            send(wire.ANSWER, body)
             flushed = clock()
         else:
-            outbox.extend(pack(ANSWER, len(body)) + body)
+            outbox.extend(pack(wire.ANSWER, len(body)) + body)
 
 
-def _linked_values(node):
-    """[val, ...] of a singly linked list."""
-    values = []
+def _linked_values(node: Any) -> list[Any]:
+    """The values of a singly linked list."""
+    values: list[Any] = []
     while node is not None and len(values) < MAX_ITEMS:
         values.append(node.val)
         node = node.next
     return values
 
 
-def _tree_values(root):
+def _tree_values(root: Any) -> list[Any]:
     """Values in preorder, None where a child is missing: it determines the tree."""
-    values, stack = [], [root]
+    values: list[Any] = []
+    stack = [root]
     while stack and len(values) < MAX_ITEMS:
         node = stack.pop()
         if node is None:
@@ -115,15 +113,19 @@ def _tree_values(root):
     return values
 
 
-_SHAPES = {"value": lambda value: value, "linked": _linked_values, "tree": _tree_values}
+_SHAPES: dict[str, Callable[[Any], Any]] = {"value": lambda value: value, "linked": _linked_values, "tree": _tree_values}
 
 
 # ---- the worker --------------------------------------------------------------------------------------------------
 
-def main(control_fd, scratch, cpu_seconds, wall_seconds, without):
-    """The worker's life: confine itself, report the layers, then a fork per request until the control socket closes."""
-    limits = cpu_seconds, wall_seconds
-    control = socket.socket(fileno=control_fd)
+
+def start(arguments: Sequence[str]) -> NoReturn:
+    """The worker's life: confine itself, report the layers, then a fork per request until the control socket closes.
+
+    arguments: the control socket's descriptor, scratch folder, CPU seconds (whole), wall seconds, layers to leave off."""
+    control_fd, scratch, cpu_seconds, wall_seconds, *without = arguments
+    limits = int(cpu_seconds), float(wall_seconds)
+    control = socket.socket(fileno=int(control_fd))
     try:
         layers, scratch = confine.enter(scratch, without)
         pid = os.fork()  # the child is the first process of the new process-id namespace
@@ -139,24 +141,18 @@ def main(control_fd, scratch, cpu_seconds, wall_seconds, without):
     os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
 
 
-def _serve(control, scratch, layers, limits):
+def _serve(control: socket.socket, scratch: str, layers: confine.Layers, limits: tuple[int, float]) -> None:
     confine.adopt_orphans()
-    children = _open_listing_of_children()
+    worker = _Worker(control, scratch, layers, limits)
     os.environ.clear()
     sys.path[:] = [path for path in sys.path if path.startswith(tuple(confine.LIBRARIES))]
-    wake, wake_write = os.pipe()
-    for end in (wake, wake_write):
-        os.set_blocking(end, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     confine.wall_in(layers, scratch)
     control.sendall(encode([layers.on, layers.off]) + b"\n")
-    worker = _Worker(control, scratch, layers, limits, wake, children)
     while worker.serve_one():
         pass
 
 
-def _open_listing_of_children():
+def _open_listing_of_children() -> FileIO | None:
     """A handle on the kernel's list of this process's children, opened before the walls close; None where there is none."""
     try:
         return open(f"/proc/self/task/{os.getpid()}/children", "rb", buffering=0)
@@ -165,23 +161,32 @@ def _open_listing_of_children():
 
 
 class _Worker:
-    """Serves one request at a time: a fork that runs a program, supervised to its end and swept up after."""
+    """Serves one request at a time: a fork that runs a program, supervised to its end and swept up after.
 
-    def __init__(self, control, scratch, layers, limits, wake, children):
-        self.control, self.scratch, self.layers, self.wake, self.children = control, scratch, layers, wake, children
+    wake: a descriptor that is readable once a child has ended. Made before the walls close, which take away what it opens."""
+
+    def __init__(self, control: socket.socket, scratch: str, layers: confine.Layers, limits: tuple[int, float]):
+        """limits: seconds of CPU and of wall time."""
+        self.control, self.scratch, self.layers = control, scratch, layers
         self.cpu_seconds, self.wall_seconds = limits
+        self.children = _open_listing_of_children()
+        self.wake, wake_write = os.pipe()
+        for end in (self.wake, wake_write):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.alone = "namespaces" in layers.on and os.getpid() == 1  # every other process in sight is a run's
-        self.setups = {}
+        self.setups: dict[str, dict[str, Any] | BaseException] = {}
         self.count = 0
 
-    def serve_one(self):
+    def serve_one(self) -> bool:
         """Wait for a request and carry it out; False when the control socket has closed."""
         kind, setup, fds = self._receive()
-        if kind == RUN:
+        if kind == wire.RUN:
             self._run(setup, fds[0])
         return kind is not None
 
-    def _receive(self):
+    def _receive(self) -> tuple[bytes | None, str, list[int]]:
         """(kind, setup, descriptors) of the next request; the kind is None when the control socket has closed."""
         head, fds, _, _ = socket.recv_fds(self.control, HEAD.size, 1)
         try:
@@ -190,7 +195,7 @@ class _Worker:
         except EOFError:
             return None, "", fds
 
-    def _exactly(self, length):
+    def _exactly(self, length: int) -> bytes:
         data = b""
         while len(data) < length:
             chunk = self.control.recv(length - len(data))
@@ -199,20 +204,20 @@ class _Worker:
             data += chunk
         return data
 
-    def _namespace(self, setup):
+    def _namespace(self, setup: str) -> dict[str, Any] | BaseException:
         """The setup's namespace, executed once: forks inherit it. A setup that fails is the error that each run reports."""
         if setup not in self.setups:
-            namespace = {}
+            namespace: dict[str, Any] = {}
             try:
                 exec(compile(setup, "setup.py", "exec", dont_inherit=True), namespace)
+                self.setups[setup] = namespace
             except BaseException as error:
-                namespace = error
-            self.setups[setup] = namespace
+                self.setups[setup] = error
             gc.collect()
             gc.freeze()
         return self.setups[setup]
 
-    def _run(self, setup, fd):
+    def _run(self, setup: str, fd: int) -> None:
         namespace = self._namespace(setup)
         self.count += 1
         directory = os.path.join(self.scratch, str(self.count))
@@ -224,9 +229,9 @@ class _Worker:
         status, reason, usage = self._supervise(pid)
         self._kill_stragglers(pid)
         _sweep(directory, self.scratch)
-        self.control.sendall(REPORT.pack(status, reason, usage.ru_utime + usage.ru_stime))
+        self.control.sendall(wire.REPORT.pack(status, reason, usage.ru_utime + usage.ru_stime))
 
-    def _child(self, fd, namespace, directory):
+    def _child(self, fd: int, namespace: dict[str, Any] | BaseException, directory: str) -> NoReturn:
         """The fork; never returns."""
         try:
             signal.set_wakeup_fd(-1)
@@ -238,15 +243,15 @@ class _Worker:
                 sys.modules["random"].seed(0)  # Python seeds anew after a fork; the same program shall do the same
             confine.lock(self.layers, CPU_SLACK * self.cpu_seconds)
             if isinstance(namespace, BaseException):
-                os.write(3, HEAD.pack(ERROR, 5) + b"setup")
+                os.write(3, HEAD.pack(wire.ERROR, 5) + b"setup")
             else:
                 run_program(3, namespace)
         finally:
             os._exit(0)
 
-    def _supervise(self, pid):
+    def _supervise(self, pid: int) -> tuple[int, int, Any]:
         """Wait for the child's end, the end of its time, or word from the caller: (wait status, reason, rusage)."""
-        reason, killed, cpu_limit = ON_ITS_OWN, False, self.cpu_seconds
+        reason, killed, cpu_limit = wire.ON_ITS_OWN, False, float(self.cpu_seconds)
         deadlines = self._deadlines(pid)
         deadline = next(deadlines)
         while True:
@@ -262,9 +267,10 @@ class _Worker:
                     deadline = next(deadlines, deadline)
                     wall_left = deadline - time.monotonic()
                 if cpu_left <= 0 or wall_left <= 0:
-                    reason, killed = (CPU_TIME if cpu_left <= 0 else WALL_TIME), self._kill(pid)
+                    reason, killed = (wire.CPU_TIME if cpu_left <= 0 else wire.WALL_TIME), self._kill(pid)
             patience = None if killed else max(min(wall_left, cpu_left), 0.001)
-            ready, _, _ = select.select([self.wake] if killed else [self.wake, self.control], [], [], patience)
+            watched: list[Any] = [self.wake] if killed else [self.wake, self.control]
+            ready, _, _ = select.select(watched, [], [], patience)
             if self.wake in ready:
                 os.read(self.wake, 4096)
             if self.control in ready:
@@ -273,7 +279,7 @@ class _Worker:
                     self._kill_stragglers(pid)
                     os._exit(0)
 
-    def _deadlines(self, pid):
+    def _deadlines(self, pid: int) -> Iterator[float]:
         """The ends of the run's wall time: another period as long as the last one was spent waiting for a crowded core.
 
         A program that sleeps uses next to no CPU time; one that used a tenth of the period was at work."""
@@ -284,11 +290,11 @@ class _Worker:
                 return
 
     @staticmethod
-    def _kill(pid):
+    def _kill(pid: int) -> bool:
         os.kill(pid, signal.SIGKILL)
         return True
 
-    def _kill_stragglers(self, pid):
+    def _kill_stragglers(self, pid: int) -> None:
         """End every process that the run left behind: all others of the namespace, or whoever was reparented to us."""
         while True:
             if self.alone:
@@ -302,14 +308,14 @@ class _Worker:
             except ChildProcessError:
                 return
 
-    def _listed_children(self):
+    def _listed_children(self) -> list[int]:
         if self.children is None:
             return []
         self.children.seek(0)
         return [int(word) for word in self.children.read().split()]
 
 
-def _patient_fork():
+def _patient_fork() -> int:
     """os.fork, tried for five seconds where the user's processes are many just now: another worker's run may be a fork bomb."""
     for _ in range(500):
         try:
@@ -319,14 +325,12 @@ def _patient_fork():
     return os.fork()
 
 
-def _ignoring(action, *args):
-    try:
+def _ignoring(action: Callable[..., None], *args: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
         action(*args)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
-def _cpu_seconds(pid):
+def _cpu_seconds(pid: int) -> float:
     """CPU time of another process so far; 0 where the system can't say (the hard limit then decides)."""
     if not sys.platform.startswith("linux"):
         return 0.0
@@ -339,7 +343,7 @@ def _cpu_seconds(pid):
 REFERENCE_SECONDS = 0.005  # of the loop below, on a recent server core
 
 
-def slowdown():
+def slowdown() -> float:
     """How much slower than the reference this core runs Python just now, at least 1: the best of five short loops.
 
     Seconds of CPU time are not equal: two hardware threads that share a core count both in full. A limit in seconds of the
@@ -348,14 +352,14 @@ def slowdown():
     return max(1.0, best / REFERENCE_SECONDS)
 
 
-def _timed_loop():
+def _timed_loop() -> float:
     start, table, total = time.process_time(), list(range(64)), 0
     for i in range(100_000):
         total = (total + table[i & 63] * i) % 1_000_007
     return time.process_time() - start
 
 
-def _sweep(directory, scratch):
+def _sweep(directory: str, scratch: str) -> None:
     """Remove everything in the directory of one run, and whatever it put beside it."""
     try:
         os.rmdir(directory)
@@ -366,7 +370,7 @@ def _sweep(directory, scratch):
     empty(scratch)
 
 
-def empty(directory):
+def empty(directory: str) -> None:
     """Empty a directory that a hostile program has filled, however deep, without following links."""
     number = 0
     while True:
@@ -392,9 +396,3 @@ def empty(directory):
                     os.unlink(inner.path)
             if len(inside) < 256:
                 os.rmdir(entry.path)
-
-
-def start(arguments):
-    """`main` from the words of a command line: descriptor, scratch folder, CPU seconds, wall seconds, layers to leave off."""
-    control_fd, scratch, cpu_seconds, wall_seconds, *without = arguments
-    main(int(control_fd), scratch, int(cpu_seconds), float(wall_seconds), without)

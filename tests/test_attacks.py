@@ -101,7 +101,7 @@ def test_attack(name, honest_runs, pool, world):
     assert not outcome.passed and outcome.note
     assert outside(world) == before
     assert descendants(pool.pids[0]) == []
-    programs, expected = zip(*(honest(n) for n in range(1, honest_runs + 1)))
+    programs, expected = zip(*(honest(n) for n in range(1, honest_runs + 1)), strict=True)
     assert [o.passed for o in pool.run(programs)] == list(expected)
     assert len(os.listdir("/proc/self/fd")) == fds
     worker_after = resources(pool.pids[0])
@@ -145,9 +145,10 @@ WALLS_DOWN = {
 
 
 ORDINARY = ("no Landlock", "namespaces alone")
+CASES = [case if case in ORDINARY else pytest.param(case, marks=pytest.mark.slow) for case in WALLS_DOWN]
 
 
-@pytest.mark.parametrize("case", [case if case in ORDINARY else pytest.param(case, marks=pytest.mark.slow) for case in WALLS_DOWN])
+@pytest.mark.parametrize("case", CASES)
 def test_with_walls_down(case, world, caplog):
     """The attacks that the walls still up are there for, and the one loud line that says which are not."""
     without, names = WALLS_DOWN[case]
@@ -160,7 +161,7 @@ def test_with_walls_down(case, world, caplog):
             assert not outcome.passed, name
             assert outside(world) == before, name
             assert descendants(pool.pids[0]) == [], name
-        programs, expected = zip(*(honest(n) for n in range(1, 21)))
+        programs, expected = zip(*(honest(n) for n in range(1, 21)), strict=True)
         assert [o.passed for o in pool.run(programs)] == list(expected)
 
 

@@ -122,7 +122,7 @@ def test_a_part_that_is_too_long_is_begun_again(server, tmp_path):
 def test_wrong_content_keeps_the_old_file(server, tmp_path):
     server.files = {f"/{NAME}": BODY[:-1] + b"?"}
     (tmp_path / NAME).write_bytes(b"old")
-    with pytest.raises(UserError, match="not the published one.*the file that was there is kept"):
+    with pytest.raises(UserError, match=r"not the published one.*the file that was there is kept"):
         run(server, tmp_path)
     assert (tmp_path / NAME).read_bytes() == b"old" and not (tmp_path / (NAME + ".part")).exists()
 
@@ -164,7 +164,7 @@ def source_row(**changes):
         "starter_code": "class Solution:\n    def double(self, nums: List[int]) -> List[int]:\n        ",
         "estimated_date": "2024-01-01",
         "prompt": "from typing import *\n\ninf = float('inf')\n",
-        "completion": "class Solution:\n    def double(self, nums: List[int]) -> List[int]:\n        return [2 * n for n in nums]",
+        "completion": "class Solution:\n  def double(self, nums: List[int]) -> List[int]:\n    return [2 * n for n in nums]",
         "entry_point": "Solution().double",
         "test": "def check(candidate):\n    assert candidate(nums = [1, 2]) == [2, 4]\n    assert candidate(nums = []) == []\n",
         "input_output": [{"input": "nums = [1, 2]", "output": "[2, 4]"}],
@@ -235,3 +235,10 @@ def test_the_command_line_checks_what_it_fetched(server, tmp_path, capsys, monke
     assert (tmp_path / "d" / f"{NAME}.manifest").exists()
     assert leetcode_env.main(["check", str(tmp_path / "d" / NAME)]) == 0
     assert "1 of 1 canonical solutions judged correct" in capsys.readouterr().out
+
+
+def test_a_damaged_file_gets_no_manifest(server, tmp_path, capsys, monkeypatch):
+    server.files = {f"/{NAME}": b"{}\n"}
+    monkeypatch.setattr(fetch_data, "FILES", {NAME: git_blob_id(b"{}\n")})
+    assert leetcode_env.main(["fetch", "--data-dir", str(tmp_path), "--base-url", server.url]) == 2
+    assert "error: " in capsys.readouterr().err and not (tmp_path / f"{NAME}.manifest").exists()

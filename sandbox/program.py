@@ -1,0 +1,121 @@
+"""One untrusted program as its caller sees it: what is asked, what came back, and the verdict drawn from the frames."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox import wire
+from sandbox.worker import CPU_SLACK
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run and how to judge its values.
+
+    setup: trusted source that comes first, executed once in the worker.
+    calls: expressions evaluated in order in the program's namespace; `accept(index, value)` judges each plain value, in
+        this process, and a False ends the run. With `returns` the one call need only return, and its value is ignored.
+    shapes: how each value is made plain, "value", "linked" (a linked list) or "tree"; all "value" when left out.
+    probe: a name; the outcome says whether the program bound it.
+    hashed_limit: see `wire.decode`.
+    """
+
+    source: str
+    calls: Sequence[str]
+    accept: Callable[[int, Any], bool] | None = None
+    setup: str = ""
+    returns: bool = False
+    shapes: Sequence[str] | None = None
+    probe: str | None = None
+    hashed_limit: int = 1000
+
+
+@dataclass
+class Outcome:
+    """compiled: no syntax error. bound: the probed name exists (the program's claim). passed: every value accepted, or the
+    call returned. note: "" when passed, else a few words that say why not."""
+
+    compiled: bool = False
+    bound: bool = False
+    passed: bool = False
+    note: str = ""
+
+
+@dataclass(eq=False)
+class Run:
+    """One program in flight. outbox, inbox: bytes still to be sent, and not yet understood; started: monotonic seconds."""
+
+    index: int
+    program: Program
+    stream: socket.socket
+    outbox: memoryview
+    started: float
+    outcome: Outcome = field(default_factory=Outcome)
+    inbox: bytearray = field(default_factory=bytearray)
+    answered: int = 0
+    frames: int = 0
+    decided: bool = False
+    ended: bool = False
+
+    def decide(self, passed: bool, note: str = "") -> None:
+        """Settle the verdict."""
+        self.decided, self.outcome.passed, self.outcome.note = True, passed, note
+
+    def judge(self) -> None:
+        """Take the inbox's whole frames into the outcome, up to the verdict."""
+        while not self.decided and len(self.inbox) >= wire.HEAD.size:
+            kind, length = wire.HEAD.unpack_from(self.inbox)
+            if length > wire.MAX_FRAME:
+                return self.decide(False, "protocol violated")
+            if len(self.inbox) < wire.HEAD.size + length:
+                return
+            body = bytes(self.inbox[wire.HEAD.size : wire.HEAD.size + length])
+            del self.inbox[: wire.HEAD.size + length]
+            self._take(kind, body)
+            self.frames += 1
+
+    def _take(self, kind: bytes, body: bytes) -> None:
+        """One frame. A program may forge any but the first, which precedes it."""
+        program, outcome = self.program, self.outcome
+        if kind == wire.ERROR:
+            self.decide(False, "error: " + re.sub(r"[^!-~]", "?", body[:100].decode("ascii", "replace")))
+            outcome.compiled &= body not in (b"SyntaxError", b"IndentationError") or self.frames > 1
+        elif kind == wire.COMPILED and self.frames == 0:
+            outcome.compiled = True
+        elif kind == wire.LOADED and self.frames == 1:
+            outcome.bound = body == b"1"
+        elif kind == wire.RETURNED and program.returns and self.frames == 2:
+            self.decide(True)
+        elif kind == wire.ANSWER and not program.returns and self.frames >= 2:
+            self._answer(body)
+        else:
+            self.decide(False, "protocol violated")
+
+    def _answer(self, body: bytes) -> None:
+        program = self.program
+        assert program.accept is not None
+        try:
+            value = wire.decode(body, program.hashed_limit)
+        except wire.NotPlain as error:
+            return self.decide(False, str(error))
+        if not program.accept(self.answered, value):
+            return self.decide(False, f"wrong answer to call {self.answered}")
+        self.answered += 1
+        if self.answered == len(program.calls):
+            self.decide(True)
+
+
+def why(status: int, reason: int, cpu_seconds: float, limits: tuple[int, float]) -> str:
+    """A few words on a run that ended without a verdict. status: of `os.wait`; limits: seconds of CPU and of wall time."""
+    if reason == wire.WALL_TIME:
+        return f"timeout: {limits[1]:g} s of wall time"
+    if reason == wire.CPU_TIME or cpu_seconds >= limits[0] * CPU_SLACK - 0.2:
+        return f"timeout: {limits[0]} s of CPU time"
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return "exited before it answered"
