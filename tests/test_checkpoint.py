@@ -151,3 +151,24 @@ def test_refuse_existing(tmp_path):
     with pytest.raises(UserError, match="already exists"):
         checkpoint.refuse_existing(tmp_path, resuming=False)
     checkpoint.refuse_existing(tmp_path, resuming=True)
+
+
+def test_a_checkpoint_before_the_first_step_is_whole(tmp_path, capsys):
+    """AdamW has no moments yet; such a checkpoint is written where a part dies in the first step."""
+    state = fresh(tmp_path / "run")
+    state.create({"config": {}})
+    state.save(0, {"v": torch.ones(3)})
+    before = flatten_params(state.params)
+    step, theta, extra = resumed(tmp_path / "run")
+    assert step == 0 and torch.equal(theta, before) and torch.equal(extra["v"], torch.ones(3))
+    assert "torn" not in capsys.readouterr().out
+
+
+def test_settings_that_change_no_result_leave_checkpoints_valid(tmp_path):
+    state = fresh(tmp_path / "run")
+    state.create({"config": {"lr": 1.0, "save_every": 5}})
+    state.save(0, {})
+    (tmp_path / "run" / "config.json").write_text('{"config": {"lr": 1.0, "save_every": 7}}')
+    assert "torn" not in str(resumed(tmp_path / "run"))
+    (tmp_path / "run" / "config.json").write_text('{"config": {"lr": 2.0, "save_every": 7}}')
+    assert resumed(tmp_path / "run")[2] == {}

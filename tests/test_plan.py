@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from arms.cone import FORMS
 from engine import lora
 from faults.errors import UserError
-from arms.cone import FORMS
 from harness import memory as plan
 
 CFG = SimpleNamespace(batch=128, generations=8, max_prompt=1536, max_new_tokens=1536, micro_tokens=8192, lora_r=32,

@@ -1,16 +1,16 @@
 """The invariants of the projection, on random vectors (hypothesis) and on real gradients of a real model."""
 
-import numpy as np
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from engine.lora import flatten, flatten_grads, flatten_params, lora_parameters, slices, write_params
 import projection
+from engine.lora import flatten, flatten_grads, flatten_params, lora_parameters, slices, write_params
 from projection import cos_align, nnls_gram, project, project_cone
 
 seeds = st.integers(0, 10_000)

@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytest import MonkeyPatch
 from support.runs import UNDISTURBED, ends, grpo, launch, refused, start
 
+import vhack
 from harness.checkpoint import read_checkpoint
-from harness.config import ROOT
+from harness.config import ROOT, read_config
 
 
 def test_a_run_folder_holds_everything(undisturbed):
@@ -52,7 +55,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, 
     assert all(json.loads(line) for line in open(metrics))
     if number != signal.SIGKILL:
         assert f"python grpo.py --resume {folder}" in out
-    ends(launch("--resume", folder))
+    # What does not change the result may be changed on the way, and the checkpoints still count.
+    out = ends(launch("--resume", folder, "--save-every", 3, "--skip-nonfinite", 1))
+    assert "another config.json" not in out and json.loads((folder / "config.json").read_text())["config"]["skip_nonfinite"] == 1
+    assert "steering, share" not in out, "a resumed run reads its direction"
     for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
@@ -62,7 +68,7 @@ def test_checkpoints_keep_two_and_each_fits_its_hash(undisturbed):
     assert [f.stem for f in files] == ["step-000004", "step-000005"]
     for f in files:
         meta, tensors = read_checkpoint(f)
-        assert meta["step"] == int(f.stem[5:]) and torch.isfinite(tensors["extra.v_log"]).all()
+        assert meta["step"] == int(f.stem[5:]) and torch.isfinite(tensors["extra.v_hack"]).all()
 
 
 def test_resume_refuses_other_settings_and_finished_runs(undisturbed, tmp_path):
@@ -72,7 +78,28 @@ def test_resume_refuses_other_settings_and_finished_runs(undisturbed, tmp_path):
     torn.mkdir()
     (torn / "config.json").write_bytes((folder / "config.json").read_bytes())
     said = refused("--resume", torn, "--lr", "0.5", "--m", "8")
-    assert "lr" in said and "m" in said
+    assert "--lr" in said and "--m" in said
+
+
+def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
+    """d comes from v_hack.safetensors, not from another extraction."""
+    run = SimpleNamespace(cfg=read_config(undisturbed[0]), tokenizer=pocket_tokenizer, sampler=None, train=[], model=None)
+    with MonkeyPatch.context() as patch:
+        patch.setattr(vhack, "make_pairs", lambda *_: [])
+        found = vhack.directions(run, "svd", undisturbed[0])
+    saved = vhack.load(undisturbed[0] / "v_hack.safetensors")
+    assert torch.equal(found.hack.d, saved.d) and found.own is found.hack and found.hack.layers == saved.layers
+
+
+def test_strict_is_refused_before_anything_is_written(tmp_path):
+    """Where a layer is missing; here it is taken away by the environment of a shell without namespaces, if that is possible."""
+    code = (
+        "import sys, sandbox.confine as c; c.LAYERS = (*c.LAYERS, 'a wall that is nowhere'); sys.argv = ['grpo.py', *sys.argv[1:]];"
+        "import runpy; runpy.run_path('grpo.py', run_name='__main__')"
+    )
+    args = ["--scale", "pocket", "--sandbox-strict", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "a wall that is nowhere" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_folder_is_never_overwritten(undisturbed):

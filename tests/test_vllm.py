@@ -13,8 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig, Qwen3Config
 
-from engine import lora
-from engine import vllm_patches
+from engine import lora, vllm_patches
 from engine import vllm_sampler as vllm_engine
 from engine.vllm_sampler import EngineError, VLLMSampler
 from faults.errors import Stopped, UserError

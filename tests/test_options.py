@@ -1,0 +1,104 @@
+"""Every option that changes what a step does, on a real run; and a short golden run, whose numbers are in golden.json.
+
+    python tests/test_options.py     # writes golden.json again, from the code as it stands
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import grpo
+from harness.config import POCKET, Config
+from harness.scale import filled
+
+GOLDEN = Path(__file__).with_name("golden.json")
+KEPT = ("step", "labels", "reward", "length", "kl", "cos_align", "cos_update", "grad_norm", "removed", "row_logodds")
+TINY = dict(steps=2, batch=8, generations=4, pairs=16, pairs_heldout=6, eval_samples=1, max_new_tokens=40, workers=1, steer_prompts=1, log_every=2)
+
+
+def run(tmp_path, **options):
+    """(lines of metrics.jsonl, folder) of a tiny run in this process."""
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
+    cfg = filled(replace(Config(), **(TINY | options), heldout=str(heldout), out=tmp_path / "run"), "pocket")
+    folder = grpo.train(cfg)
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")], folder
+
+
+OPTIONS = {
+    "blockwise": dict(arm="projected", blockwise=True),
+    "project_on update": dict(arm="projected", project_on="update"),
+    "refresh_every, outer": dict(arm="projected", refresh_every=1, construction="outer"),
+    "contrast": dict(arm="projected", construction="contrast"),
+    "cone_split, cone_refresh": dict(arm="cone", cone_split=True, cone_refresh=2, cone_n=4, batch=16),
+    "cone on the update, pairs": dict(arm="cone", cone_rows="pairs", project_on="update", cone_n=4, batch=16),
+    "cone_rows random": dict(arm="cone", cone_rows="random", cone_n=4, batch=16),
+    "rebound additive": dict(arm="rebound", rebound_form="additive"),
+    "rebound on correctness": dict(arm="rebound", rebound_on="correctness"),
+    "layer": dict(arm="no_renorm", layer=2),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
+    lines, folder = run(tmp_path, **options)
+    assert [x["step"] for x in lines] == [0, 1] and (folder / "done.json").exists()
+    for x in lines:
+        assert all(math.isfinite(x[k]) for k in ("cos_align", "cos_update", "grad_norm", "removed", "entropy", "kl", "cut"))
+        assert 0 <= x["removed"] and -1 <= x["cos_align"] <= 1 and x["entropy"] > 0
+    held = {p.name for p in (folder / "checkpoints").iterdir()}
+    assert "step-000002.safetensors" in held
+    if options["arm"] == "cone":
+        assert any(x["active_rows"] for x in lines) or all(x["grad_norm"] == 0 for x in lines)
+        assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")
+
+
+def test_rows_of_the_random_control_are_drawn_anew_each_step():
+    from support.models import adapted_qwen3
+
+    from arms.cone import cone_rows
+
+    cfg, model = Config(cone_rows="random", cone_n=3), adapted_qwen3()
+    J = [cone_rows(model, None, [], [], step, cfg, 97)[0] for step in (0, 1, 0)]
+    assert not torch.equal(J[0], J[1]) and torch.equal(J[0], J[2])
+
+
+def test_rows_are_in_a_checkpoint_only_where_they_are_used_again():
+    v = torch.ones(3, 5)
+    target = grpo.Target(torch.zeros(5), v)
+    assert "v" not in target.kept(Config(cone_refresh=1)) and target.kept(Config(cone_refresh=2))["v"] is v
+    assert "v" in grpo.Target(torch.zeros(5), v[0]).kept(Config())
+
+
+def golden_runs(tmp_path):
+    found = {}
+    for arm in ("vanilla", "projected", "cone", "rebound", "no_loophole"):
+        (tmp_path / arm).mkdir()
+        lines, _ = run(tmp_path / arm, arm=arm, steps=3, batch=16)
+        found[arm] = [{k: x[k] for k in KEPT} for x in lines]
+    return found
+
+
+def test_the_golden_run(tmp_path):
+    """Whatever is rewritten, these numbers stay, up to the rounding of another processor."""
+    found, expected = golden_runs(tmp_path), json.loads(GOLDEN.read_text())
+    for arm, lines in expected.items():
+        for got, line in zip(found[arm], lines, strict=True):
+            for key, value in line.items():
+                where = f"{arm}, step {line['step']}, {key}"
+                if isinstance(value, float):
+                    assert got[key] == pytest.approx(value, rel=2e-3, abs=2e-5), where
+                else:
+                    assert got[key] == value, where
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps(golden_runs(Path(folder)), indent=1) + "\n")
