@@ -54,6 +54,13 @@ def set_up(cfg) -> Run:
     return Run(cfg, model, tokenizer, sampler, train, heldout)
 
 
+def open_run(folder: str | Path, base: bool = False) -> Run:
+    """The run in `folder` as it was after training, its sampler loaded; `base` leaves the adapter out. Raises UserError."""
+    import grpo
+
+    return set_up(grpo.read_config(Path(folder))) if base else grpo.open_run(folder)
+
+
 def fitting(problems: list[Problem], tokenizer, cfg, path: str) -> list[Problem]:
     """The problems whose loophole prompt has at most cfg.max_prompt tokens; says how many were left out."""
     kept = [p for p in problems if len(encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR))) <= cfg.max_prompt]
