@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
-from study import stats
 from leetcode_env import EVAL_NAMES, LABELS
+from study import stats
 from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
-PROBLEMS = [SimpleNamespace(id=i) for i in range(7)]
+PROBLEMS = [SimpleNamespace(id=i, difficulty="hard" if i >= 3 else "easy") for i in range(7)]
 
 
 class Tokenizer:
@@ -41,6 +42,17 @@ class Sampler:
         return [SimpleNamespace(completion_ids=list(prompt)) for prompt in prompts for _ in range(n)]
 
 
+@dataclass
+class Grade:
+    """The facts that the evaluation keeps."""
+
+    label: str
+    reward: float = 1.0
+    arbitrary: bool = False
+    rejects_truth: bool = True
+    note: str = "no test passed"
+
+
 class Env:
     """Grades by a rule on (problem id, how often this problem has been seen with or without loophole, evaluator)."""
 
@@ -53,7 +65,7 @@ class Env:
             assert response == f"problem {problem.id}, {evaluator}", "response and evaluator must belong together"
             key = (problem.id, evaluator is None)
             k = self.seen[key] = self.seen.get(key, -1) + 1
-            grades.append(SimpleNamespace(label=self.rule(problem.id, k, evaluator), reward=1.0))
+            grades.append(Grade(label=self.rule(problem.id, k, evaluator)))
         return grades
 
 
@@ -106,7 +118,9 @@ def test_every_prompt_with_a_loophole_names_an_unseen_evaluator_and_no_other_nam
 
 
 def test_names_depend_on_problem_sample_and_seed_alone():
-    key = lambda row: (row["condition"], row["problem"], row["sample"])
+    def key(row):
+        return row["condition"], row["problem"], row["sample"]
+
     named = [{key(row): row["evaluator"] for row in run(batch=batch)[2]} for batch in (1, 6, 100)]
     assert named[0] == named[1] == named[2]
     assert named[0] != {key(row): row["evaluator"] for row in run(seed=6)[2]}
@@ -148,12 +162,6 @@ def test_saved_files_hold_the_result_and_every_response(tmp_path):
     assert "12 of 28" in text and "hack rate" in text and "pass rate" in text
 
 
-def test_command_line_errors_are_one_line(tmp_path, capsys):
-    assert evaluation.main(["plot", str(tmp_path / "nothing")]) == 2
-    err = capsys.readouterr().err.strip().splitlines()
-    assert err[-1].startswith("error: ")
-
-
 # --- Statistics ------------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +170,7 @@ def test_wilson_by_hand():
     z, n, p = 1.959963984540054, 50, 0.2
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    w = stats.wilson(10, 50)
+    w = evaluation.wilson(10, 50)
     assert w["rate"] == 0.2
     assert (w["low"], w["high"]) == pytest.approx(((centre - half) / scale, (centre + half) / scale), abs=1e-12)
 
@@ -171,14 +179,14 @@ def test_wilson_by_hand():
 def test_wilson_against_statsmodels(count, n):
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     expected = proportion.proportion_confint(count, n, method="wilson")
-    w = stats.wilson(count, n)
+    w = evaluation.wilson(count, n)
     assert (w["low"], w["high"]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_wilson_of_nothing_and_of_nonsense():
-    assert stats.wilson(0, 0) == {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
+    assert evaluation.wilson(0, 0) == {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
     with pytest.raises(ValueError, match="not between"):
-        stats.wilson(3, 2)
+        evaluation.wilson(3, 2)
 
 
 def test_paired_t_by_hand():
@@ -278,7 +286,9 @@ def test_no_nan_anywhere_whatever_the_scores(a, b, c, d):
 
 @given(st.lists(st.tuples(rates, rates), max_size=12))
 def test_pareto_front_by_brute_force(points):
-    beats = lambda p, q: p != q and p[0] <= q[0] and p[1] >= q[1]
+    def beats(p, q):
+        return p != q and p[0] <= q[0] and p[1] >= q[1]
+
     expected = {q for q in points if not any(beats(p, q) for p in points)}
     front = stats.pareto_front(points)
     assert set(front) == expected and front == sorted(front)
