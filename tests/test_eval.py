@@ -1,10 +1,15 @@
 """Evaluation on a scripted policy whose rates are known; the statistics against hand calculation, enumeration and statsmodels."""
 
+import contextlib
 import itertools
 import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
+from faults.errors import PartDied
 from leetcode_env import EVAL_NAMES, LABELS
 from study import stats
 from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
@@ -160,6 +166,112 @@ def test_saved_files_hold_the_result_and_every_response(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.json", "eval_samples.jsonl"]
     text = evaluation.describe(result)
     assert "12 of 28" in text and "hack rate" in text and "pass rate" in text
+
+
+def test_rates_by_difficulty_add_up_to_those_of_the_condition():
+    _, result, _ = run()
+    for name, part in result["conditions"].items():
+        assert list(part["by_difficulty"]) == ["easy", "hard"]
+        for rate in ("hack", "hack_loose", "pass"):
+            parts = [rates[rate] for rates in part["by_difficulty"].values()]
+            assert sum(w["count"] for w in parts) == part[rate]["count"] and sum(w["n"] for w in parts) == part["n"], name
+    assert result["conditions"]["loophole"]["by_difficulty"]["easy"]["hack"]["count"] == 0
+    assert result["conditions"]["no_loophole"]["by_difficulty"]["easy"]["pass"]["rate"] == 1
+
+
+def test_rows_keep_the_facts_of_the_grade():
+    _, _, rows = run()
+    assert all((row["arbitrary"], row["rejects_truth"], row["note"]) == (False, True, "no test passed") for row in rows)
+
+
+# --- A run folder ----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """What `open_run` gives, with a note of how it was used."""
+
+    def __init__(self):
+        self.cfg = SimpleNamespace(eval_samples=2, temperature=0.7, max_new_tokens=9, seed=5, workers=3, sandbox_strict=True)
+        self.tokenizer, self.sampler, self.problems = Tokenizer(), Sampler(), PROBLEMS
+        self.opened, self.env, self.closed = [], [], 0
+        self.sampler.close = self.close
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """A run behind eval.py's command line; its data files hold the first two problems."""
+    from harness import setup
+
+    run = Run()
+    monkeypatch.setattr(setup, "open_run", lambda folder, base=False: run.opened.append(base) or run, raising=False)
+    monkeypatch.setattr(evaluation, "load_problems", lambda path: PROBLEMS[:2])
+
+    def env(workers, strict):
+        run.env.append((workers, strict))
+        return contextlib.nullcontext(Env(rule))
+
+    monkeypatch.setattr(evaluation, "LeetCodeEnv", env)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "stem"),
+    [
+        ([], "eval"),
+        (["--samples", "2"], "eval"),  # the run's own number
+        (["--samples", "3"], "eval_samples-3"),
+        (["--base"], "eval_base"),
+        (["--data", "sets/other.jsonl"], "eval_other"),
+        (["--base", "--data", "sets/other.jsonl", "--samples", "3"], "eval_base_other_samples-3"),
+    ],
+)
+def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_path, capsys):
+    official = {"eval.json", "eval_samples.jsonl"}
+    for name in official:
+        (tmp_path / name).write_text('{"samples": 2}')
+    assert evaluation.main([str(tmp_path), *options]) == 0
+    assert "pass rate" in capsys.readouterr().out
+    written = {p.name for p in tmp_path.iterdir() if p.read_text() != '{"samples": 2}'}
+    assert written == {f"{stem}.json", f"{stem}_samples.jsonl"}
+    assert opened.opened == ["--base" in options]
+    result = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert result["samples"] == (3 if "3" in options else 2)
+    assert set(result["conditions"]) == ({"no_loophole"} if "--data" in options else set(evaluation.CONDITIONS))
+
+
+def test_another_set_of_the_same_name_overwrites_nothing(opened, tmp_path, capsys):
+    assert evaluation.main([str(tmp_path), "--data", "a/set.jsonl"]) == 0
+    before = (tmp_path / "eval_set.json").read_bytes()
+    assert evaluation.main([str(tmp_path), "--data", "a/set.jsonl"]) == 0, "the same once more is no other"
+    assert evaluation.main([str(tmp_path), "--data", "b/set.jsonl"]) == 2
+    assert "eval_set.json holds an evaluation with" in capsys.readouterr().err
+    assert (tmp_path / "eval_set.json").read_bytes() == before and opened.closed == 3
+
+
+@pytest.mark.parametrize("samples", ["0", "-1"])
+def test_samples_below_one_are_refused_before_anything_is_done(samples, opened, tmp_path, capsys):
+    assert evaluation.main([str(tmp_path), "--samples", samples]) == 2
+    assert capsys.readouterr().err == f"error: --samples must be at least 1, not {samples}\n"
+    assert not opened.opened and not list(tmp_path.iterdir())
+
+
+def test_the_run_s_sandbox_is_used_and_its_sampler_closed_on_errors_too(opened, tmp_path, monkeypatch, capsys):
+    assert evaluation.main([str(tmp_path)]) == 0
+    assert opened.env == [(3, True)] and opened.closed == 1
+    opened.problems = []
+    assert evaluation.main([str(tmp_path)]) == 2
+    assert "no problems" in capsys.readouterr().err and opened.closed == 2
+    monkeypatch.setattr(evaluation, "LeetCodeEnv", Mock(side_effect=PartDied("no layer")))
+    assert evaluation.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "stopped: no layer\n" and opened.closed == 3
+
+
+def test_eval_needs_neither_the_study_nor_the_trainer():
+    code = "import sys, eval; sys.exit(bool({'study', 'grpo', 'torch', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(evaluation.__file__).parent).returncode == 0
 
 
 # --- Statistics ------------------------------------------------------------------------------------------------------

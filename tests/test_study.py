@@ -98,6 +98,55 @@ def test_every_planned_flag_is_one_that_names_its_variant():
         assert runs.variant_of(settings) == variant
 
 
+def test_the_registered_settings_are_the_trainer_s_defaults():
+    from grpo import Config
+
+    default = Config()
+    assert {field: getattr(default, field) for field in runs.SETTINGS} == {
+        field: usual for field, (usual, _) in runs.SETTINGS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"arm": "projected", "blockwise": True}, "projected+blockwise"),
+        ({"arm": "projected", "m": 8, "project_on": "update"}, "m8+project_on=update"),
+        ({"arm": "random", "layer": 2, "construction": "outer"}, "random+layer=2+construction=outer"),
+        ({"arm": "no_renorm", "refresh_every": 5}, "no_renorm+refresh_every=5"),
+        ({"arm": "cone", "cone_n": 8}, "cone+cone_n=8"),
+        ({"arm": "cone", "cone_split": True, "cone_refresh": 4}, "cone+cone_refresh=4+cone_split"),
+        ({"arm": "cone", "cone_rows": "random", "cone_ridge": 0.1}, "cone_random+cone_ridge=0.1"),
+        ({"arm": "cone", "cone_rows": "pairs"}, "cone+cone_rows=pairs"),
+        ({"arm": "rebound", "rebound_on": "correctness", "rebound_form": "additive"}, "rebound_additive+rebound_on=correctness"),
+        ({"arm": "vanilla", "cone_n": 8, "rebound_form": "additive", "steps": 3, "lr": 1.0, "seed": 9}, "vanilla"),
+    ],
+)
+def test_a_setting_that_changes_the_result_is_part_of_the_name(settings, name):
+    assert runs.variant_of(settings) == name
+
+
+def test_a_run_with_other_settings_is_no_duplicate(templates, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(templates / "projected-seed0", other)
+    content = json.loads((other / "config.json").read_text())
+    content["config"]["blockwise"] = True
+    (other / "config.json").write_text(json.dumps(content))
+    read, problems = runs.read_runs([templates / "projected-seed0", other])
+    assert [run.variant for run in read] == ["projected", "projected+blockwise"] and not problems
+    assert set(analysis.analyse(read)["arms"]) == {"projected", "projected+blockwise"}
+
+
+def test_a_setting_that_a_whole_study_shares_names_no_run(templates, quick_plots, tmp_path):
+    out = finished_study(templates, tmp_path, ("cone",), seeds=1)
+    path = out / "runs" / "cone-seed0" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["cone_n"] = 8
+    path.write_text(json.dumps(content))
+    assert study.main(arguments(out, "--only", "cone", "--seeds", "1", "--report", "--", "--cone-n", "8")) == 0
+    assert list(json.loads((out / "results.json").read_text())["arms"]) == ["cone"]
+
+
 def test_estimate_packs_runs_and_learns_from_finished_ones(templates, tmp_path):
     jobs = plan.plan(tmp_path, "pocket", 3, 1, only=["vanilla", "random"])
     assert plan.estimate(jobs, parallel=2) == (3 * 270, 6 * 270)
