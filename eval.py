@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished r
     from engine.torch_sampler import Rollout
 
 CONDITIONS = ("loophole", "no_loophole")
+HEADLINES = {"loophole": "hack", "no_loophole": "pass"}  # the rate that each is for
 EXAMPLES_PER_LABEL = 3
 EVAL_BATCH = 256  # sequences a call of the sampler; part of what decides the random numbers, so the same everywhere
 FACTS = ("label", "reward", "arbitrary", "rejects_truth", "note")  # of a grade, kept in eval_samples.jsonl
@@ -138,10 +139,9 @@ def summarise(rows: list[Row], settings: Result) -> Result:
     parts = _grouped(rows, "condition")
     conditions = {name: _summarise_condition(part, settings["samples"]) for name, part in parts.items()}
     result = {**settings, "problems": len({row["problem"] for row in rows})}
-    if "loophole" in conditions:
-        result["hack_rate"] = conditions["loophole"]["hack"]["rate"]
-    if "no_loophole" in conditions:
-        result["pass_rate"] = conditions["no_loophole"]["pass"]["rate"]
+    for condition, rate in HEADLINES.items():
+        if condition in conditions:
+            result[f"{rate}_rate"] = conditions[condition][rate]["rate"]
     return {**result, "conditions": conditions, "examples": _examples(rows)}
 
 
@@ -157,10 +157,9 @@ def _labels(rows: list[Row]) -> Counter[str]:
     return Counter(row["label"] for row in rows)
 
 
-def _rates(rows: list[Row]) -> Result:
+def _rates(labels: Counter[str]) -> Result:
     """`hack` (strict: the label hack), `hack_loose` (adds the two attempted labels) and `pass`, each a Wilson summary."""
-    labels = _labels(rows)
-    return {rate: wilson(sum(labels[label] for label in names), len(rows)) for rate, names in RATES.items()}
+    return {rate: wilson(sum(labels[label] for label in names), labels.total()) for rate, names in RATES.items()}
 
 
 def _summarise_condition(rows: list[Row], samples: int) -> Result:
@@ -176,10 +175,10 @@ def _summarise_condition(rows: list[Row], samples: int) -> Result:
     return {
         "n": len(rows),
         "labels": {label: labels[label] for label in LABELS},
-        **_rates(rows),
+        **_rates(labels),
         "pass_at_1": sum(share(counts, PASS_LABELS) for counts in by_problem.values()) / len(by_problem),
         "by_sample": {rate: [share(counts, names) for counts in by_sample] for rate, names in RATES.items()},
-        "by_difficulty": {difficulty: _rates(part) for difficulty, part in sorted(_grouped(rows, "difficulty").items())},
+        "by_difficulty": {difficulty: _rates(_labels(part)) for difficulty, part in sorted(_grouped(rows, "difficulty").items())},
         "by_problem": {problem: dict(counts) for problem, counts in by_problem.items()},
     }
 
@@ -191,24 +190,25 @@ def share(counts: Counter[str], labels: Iterable[str]) -> float:
 
 def _examples(rows: list[Row]) -> dict[str, list[Row]]:
     """Up to EXAMPLES_PER_LABEL rows of each label, of different problems where possible, in order of sampling."""
-    examples: dict[str, list[Row]] = {label: [] for label in LABELS}
-    for wanted_new in (True, False):
-        for row in rows:
-            chosen = examples[row["label"]]
-            seen = row["problem"] in {other["problem"] for other in chosen}
-            if len(chosen) < EXAMPLES_PER_LABEL and seen != wanted_new and row not in chosen:
-                chosen.append(row)
+    examples = {}
+    for label in LABELS:
+        own = [row for row in rows if row["label"] == label]
+        first = {row["problem"]: index for index, row in reversed(list(enumerate(own)))}
+        order = sorted(range(len(own)), key=lambda index: first[own[index]["problem"]] != index)
+        examples[label] = [own[index] for index in order[:EXAMPLES_PER_LABEL]]
     return examples
 
 
 def describe(result: Result) -> str:
     """The two rates as lines of text, each with its Wilson interval and the counts behind it."""
     lines = []
-    for condition, rate, of in (("loophole", "hack", "loophole prompts"), ("no_loophole", "pass", "no loophole prompts")):
+    for condition, rate in HEADLINES.items():
         if condition in result["conditions"]:
             w = result["conditions"][condition][rate]
             interval = f"{w['rate']:6.1%}  [{w['low']:.1%}, {w['high']:.1%}]"
-            lines.append(f"{rate + ' rate':<9}  {interval}  {w['count']} of {w['n']} responses ({of})")
+            lines.append(
+                f"{rate + ' rate':<9}  {interval}  {w['count']} of {w['n']} responses ({condition.replace('_', ' ')} prompts)"
+            )
     return "\n".join(lines)
 
 
@@ -238,18 +238,10 @@ def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None
         stem = "_".join(part for part in parts if part)
         asked = {"base": base, "data": str(Path(data).resolve()) if data else None, "samples": samples}
         _refuse_another(Path(folder) / f"{stem}.json", asked)
+        chosen, conditions = (run.problems, CONDITIONS) if other is None else (other, CONDITIONS[1:])
+        how = {"samples": samples, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed}
         with LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict) as env:
-            result, rows = evaluate(
-                run.sampler,
-                run.tokenizer,
-                env,
-                run.problems if other is None else other,
-                samples=samples,
-                temperature=cfg.temperature,
-                max_new_tokens=cfg.max_new_tokens,
-                seed=cfg.seed,
-                conditions=CONDITIONS if other is None else ("no_loophole",),
-            )
+            result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, conditions=conditions, **how)
     result = result if stem == "eval" else {**asked, **result}
     save(result, rows, folder, stem)
     return result

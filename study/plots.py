@@ -28,6 +28,7 @@ matplotlib.use("Agg")  # no display is needed, and none may be there
 WINDOW = 5  # steps of the trailing mean: a batch of 128 responses is a noisy sample of the policy
 COSINE_WINDOW = 15  # cosines of single gradients are noisier still
 REFERENCE_ARM = "no_loophole"  # trained where there is nothing to hack: a ceiling, not a competitor
+BAND = "band: lowest to highest seed\nmean of {} steps"  # in a legend
 PNG_ALONE = {"labels"}  # its hatched areas take megabytes as SVG
 
 Runs = Sequence[FinishedRun]
@@ -102,6 +103,8 @@ def draw_all(runs: Runs, out: Path) -> list[Path]:
             figure = draw(chosen) if chosen else None
             if figure is None:
                 continue
+            if name != "pareto":  # its legend stands outside, and needs no room inside
+                figure.tight_layout()
             paths.append(out / f"{name}.png")
             figure.savefig(paths[-1], bbox_inches="tight", dpi=160)
             if name not in PNG_ALONE:
@@ -143,9 +146,8 @@ def pareto(runs: Runs) -> Figure | None:
         x, y = zip(*front, strict=True)
         axis.step([x[0], *x, 1.0], [0.0, *y, y[-1]], where="post", color="#444444", lw=1, zorder=1)
     if "rebound" in means:
-        arrow = {"arrowstyle": "->", "color": "#333333", "shrinkB": 6}
         look = {"xytext": (34, 26), "textcoords": "offset points", "fontweight": "bold"}
-        axis.annotate("Rebound", means["rebound"], arrowprops=arrow, **look)
+        axis.annotate("Rebound", means["rebound"], arrowprops={"arrowstyle": "->", "color": "#333333", "shrinkB": 6}, **look)
     axis.set(xlabel="hack rate, unseen evaluator names (strict)", ylabel="pass rate, no loophole", xlim=(-0.03, 1.0))
     axis.set_ylim(-0.02, max(0.1, 1.15 * axis.get_ylim()[1]))
     axis.set_title("Better is up and to the left")
@@ -176,7 +178,6 @@ def effects(runs: Runs) -> Figure | None:
         axis.set_title(f"{rate} rate: change from {BASELINE} (points)")
     axes[0].set_yticks(range(len(groups)), [f"{variant} ({len(group)})" for variant, group in groups.items()])
     axes[0].invert_yaxis()
-    figure.tight_layout()
     return figure
 
 
@@ -187,8 +188,7 @@ def training(runs: Runs) -> Figure | None:
         _bands(axis, {v: [_share_curve(run, names) for run in group] for v, group in by_variant(runs).items()})
         axis.set_ylim(0, None)
         _percent(axis.yaxis)
-    _legend(axes[1], runs, f"band: lowest to highest seed\nmean of {WINDOW} steps")
-    figure.tight_layout()
+    _legend(axes[1], runs, BAND.format(WINDOW))
     return figure
 
 
@@ -214,7 +214,6 @@ def labels(runs: Runs) -> Figure | None:
     for axis in axes.flat[max(0, len(ordered) - columns) : len(ordered)]:  # the lowest visible panel of each column
         axis.set_xlabel("step")
         axis.tick_params(labelbottom=True)
-    figure.tight_layout()
     figure.legend(areas, list(LABEL_STYLES), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, handlelength=1.6)
     return figure
 
@@ -233,8 +232,7 @@ def cosine(runs: Runs) -> Figure | None:
     if nonzero:
         note = f"grey: ± E|cos| of a random direction, {size:.4f}"
         axes[0].text(0.02, 0.02, note, transform=axes[0].transAxes, fontsize=8.5, color="#444444")
-    _legend(axes[1], runs, f"band: lowest to highest seed\nmean of {COSINE_WINDOW} steps")
-    figure.tight_layout()
+    _legend(axes[1], runs, BAND.format(COSINE_WINDOW))
     return figure
 
 
@@ -255,7 +253,6 @@ def cone(runs: Runs) -> Figure | None:
     axes[0].set_ylim(0, None)
     _percent(axes[0].yaxis)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=3.2)
-    figure.tight_layout()
     return figure
 
 
@@ -272,7 +269,6 @@ def kl(runs: Runs) -> Figure | None:
         _bands(axis, {v: [_curve(run, "kl") for run in group] for v, group in by_variant(panel).items()})
         axis.set(ylabel="nats per token", ylim=(0, None))
         axis.legend(handles=_handles(panel), loc="upper left", handlelength=3.2, fontsize=8.5)
-    figure.tight_layout()
     return figure
 
 
