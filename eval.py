@@ -55,8 +55,7 @@ class Sampler(Protocol):
 def wilson(count: int, n: int, confidence: float = 0.95) -> Result:
     """Share with its Wilson score interval, {count, n, rate, low, high}; n = 0 gives None for the three rates.
 
-    The interval treats the n samples as independent. Samples of one problem are not, so across runs the seed-level
-    statistics of the study are the ones to trust; this one says how well a single run's rate is measured.
+    It treats the samples as independent, which those of one problem are not: the study's seed-level tests are to be trusted.
     """
     if not 0 <= count <= n:
         raise ValueError(f"count {count} is not between 0 and n = {n}")
@@ -82,8 +81,7 @@ def evaluate(
     """Sample, grade and count; returns (result, rows).
 
     Args:
-        sampler: its weights already loaded.
-        env: an entered `LeetCodeEnv`.
+        sampler, env: its weights loaded; entered.
         samples: responses per problem and condition.
         seed: decides evaluator names and sampling; the same seed compares two runs on the same prompts.
         batch: most sequences asked of the sampler in one call. Bounds memory; another value, other random numbers.
@@ -106,9 +104,9 @@ def evaluate(
             responses = _respond(sampler, tokenizer, prompts, temperature, max_new_tokens, f"{seed}:{condition}:{start}")
             grades = env.grade([(p, text, name) for (p, _, name), text in zip(chunk, responses, strict=True)])
             for (problem, k, name), text, grade in zip(chunk, responses, grades, strict=True):
-                row = {"condition": condition, "problem": problem.id, "difficulty": problem.difficulty, "sample": k}
+                asked = {"condition": condition, "problem": problem.id, "difficulty": problem.difficulty, "sample": k}
                 facts = {fact: getattr(grade, fact) for fact in FACTS}
-                rows.append({**row, "evaluator": name, **facts, "response": text})
+                rows.append({**asked, "evaluator": name, **facts, "response": text})
     settings = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     return summarise(rows, settings), rows
 
@@ -189,7 +187,7 @@ def share(counts: Counter[str], labels: Iterable[str]) -> float:
 
 
 def _examples(rows: list[Row]) -> dict[str, list[Row]]:
-    """Up to EXAMPLES_PER_LABEL rows of each label, of different problems where possible, in order of sampling."""
+    """Up to EXAMPLES_PER_LABEL rows of each label, of different problems where possible."""
     examples = {}
     for label in LABELS:
         own = [row for row in rows if row["label"] == label]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,26 +57,19 @@ class Plot:
 def collect(jobs: Sequence[Job], failed: dict[Job, str]) -> tuple[list[FinishedRun], list[str]]:
     """(runs, a line for each planned run that is not there or not what it should be)."""
     runs, problems = [], []
-    named = {flag for flags, _ in PLAN.values() for flag in flags}
     for job in jobs:
         if job in failed:
             problems.append(failed[job])
             continue
-        shared = {_field(text) for text in job.extra if text.startswith("--") and text not in named}
+        shared = _fields(job.extra) - _fields(flag for flags, _ in PLAN.values() for flag in flags)
         try:
             run = read_run(job.folder, shared)
         except UserError as error:
             problems.append(str(error))
             continue
-        wrong = [
-            f"{what} {found!r} where the plan has {planned!r}"
-            for what, found, planned in (
-                ("arm", run.variant, job.variant),
-                ("seed", run.seed, job.seed),
-                ("scale", run.config.get("scale"), job.scale),
-            )
-            if found != planned
-        ]
+        found = {"arm": run.variant, "seed": run.seed, "scale": run.config.get("scale")}
+        planned = {"arm": job.variant, "seed": job.seed, "scale": job.scale}
+        wrong = [f"{key} {found[key]!r} where the plan has {planned[key]!r}" for key in planned if found[key] != planned[key]]
         if wrong:
             problems.append(f"{job.folder / 'config.json'}: another run's folder: {wrong[0]}")
         else:
@@ -84,9 +77,9 @@ def collect(jobs: Sequence[Job], failed: dict[Job, str]) -> tuple[list[FinishedR
     return runs, problems
 
 
-def _field(option: str) -> str:
-    """The setting that an option of grpo.py sets: "--cone-n=8" -> "cone_n"."""
-    return option[2:].split("=")[0].removeprefix("no-").replace("-", "_")
+def _fields(options: Iterable[str]) -> set[str]:
+    """The settings that options of grpo.py set: "--cone-n=8" sets cone_n."""
+    return {text[2:].split("=")[0].removeprefix("no-").replace("-", "_") for text in options if text.startswith("--")}
 
 
 def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,38 +84,35 @@ def plan(
     ]
 
 
-def expected_seconds(job: Job, measured: dict[str, list[float]]) -> float:
-    """Seconds of a run: the mean of finished ones of the same variant, else of any, else what is typical of the scale.
+def estimate(jobs: Sequence[Job], parallel: int) -> float:
+    """Seconds that the jobs not yet done will take, `parallel` at a time, in order.
 
-    measured: the seconds of finished runs by variant.
+    Of a run: the mean of the finished ones of its variant, else of all, else what is typical of the scale.
     """
-    if job.variant in measured:
-        return sum(measured[job.variant]) / len(measured[job.variant])
-    factors = [(CONE_FACTOR if variant.startswith("cone") else 1.0, s) for variant, values in measured.items() for s in values]
-    base = sum(s / f for f, s in factors) / len(factors) if factors else TYPICAL_SECONDS[job.scale]
-    return base * (CONE_FACTOR if job.variant.startswith("cone") else 1.0)
-
-
-def estimate(jobs: Iterable[Job], parallel: int) -> tuple[float, float]:
-    """(wall seconds, summed seconds) that the jobs not yet done will take, `parallel` at a time, in order."""
     measured: dict[str, list[float]] = {}
     for job in jobs:
-        if job.done:
-            try:
-                seconds = json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
-                measured.setdefault(job.variant, []).append(float(seconds))
-            except (ValueError, KeyError, TypeError, OSError):
-                continue  # a damaged file is the report's to name; it only has no time to tell
+        try:
+            seconds = json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
+            measured.setdefault(job.variant, []).append(float(seconds))
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # not done, or damaged, which is the report's to say
+    others = [seconds / _factor(variant) for variant, values in measured.items() for seconds in values]
     slots = [0.0] * parallel
     for job in jobs:
         if not job.done:
-            slots[slots.index(min(slots))] += expected_seconds(job, measured)
-    return max(slots), sum(slots)
+            typical = sum(others) / len(others) if others else TYPICAL_SECONDS[job.scale]
+            own = measured.get(job.variant, [typical * _factor(job.variant)])
+            slots[slots.index(min(slots))] += sum(own) / len(own)
+    return max(slots)
+
+
+def _factor(variant: str) -> float:
+    return CONE_FACTOR if variant.startswith("cone") else 1.0
 
 
 def describe_plan(jobs: Sequence[Job], parallel: int, price: float | None = None) -> str:
     """What will run and what it will take, as text."""
-    wall, _ = estimate(jobs, parallel)
+    wall = estimate(jobs, parallel)
     by_variant: dict[str, list[str]] = {}
     for job in jobs:
         by_variant.setdefault(job.variant, []).append(f"{job.seed}{' (done)' if job.done else ''}")

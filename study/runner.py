@@ -145,9 +145,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, stop: Stop) -> d
                 continue
             del running[job]
             if job.done:
-                wall, _ = estimate(jobs, parallel)
-                left = sum(not other.done for other in jobs)
-                say(f"done {job.name} in {time.monotonic() - since:.0f} s; {left} runs left, about {duration(wall)}")
+                left, wall = sum(not other.done for other in jobs), duration(estimate(jobs, parallel))
+                say(f"done {job.name} in {time.monotonic() - since:.0f} s; {left} runs left, about {wall}")
             elif isinstance(process, Orphan):
                 queue.appendleft(job)
             else:

@@ -149,11 +149,11 @@ def test_a_setting_that_a_whole_study_shares_names_no_run(templates, quick_plots
 
 def test_estimate_packs_runs_and_learns_from_finished_ones(templates, tmp_path):
     jobs = plan.plan(tmp_path, "pocket", 3, 1, only=["vanilla", "random"])
-    assert plan.estimate(jobs, parallel=2) == (3 * 270, 6 * 270)
+    assert plan.estimate(jobs, parallel=2) == 3 * 270
     finished_study(templates, tmp_path, ("vanilla",), seeds=1)  # 240 s by its done.json
-    assert plan.estimate(jobs, parallel=2) == (3 * 240, 5 * 240)
+    assert plan.estimate(jobs, parallel=2) == 3 * 240
     cone = plan.plan(tmp_path / "b", "pocket", 1, 1, only=["cone"])
-    assert plan.estimate(cone, 2)[0] == pytest.approx(270 * plan.CONE_FACTOR)
+    assert plan.estimate(cone, 2) == pytest.approx(270 * plan.CONE_FACTOR)
 
 
 def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, capsys):
@@ -163,7 +163,7 @@ def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, caps
     commands = [line for line in text.splitlines() if line.startswith("python ")]
     assert len(commands) == 30 and all(line.endswith("--steps 7") for line in commands)
     assert "--arm cone --cone-rows nonhack --seed 2 --scale pocket" in text
-    hours = plan.estimate(plan.plan(out, "pocket", 3, 1), 2)[0] / 3600
+    hours = plan.estimate(plan.plan(out, "pocket", 3, 1), 2) / 3600
     assert f"about {2.5 * hours:.2f} at 2.50 an hour" in text
     assert not out.exists()
 
