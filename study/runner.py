@@ -21,50 +21,32 @@ GRACE_SECONDS = 120  # to finish a step and write a checkpoint after a signal; a
 POLL_SECONDS = 0.2
 
 
-class Child:
-    """A run of grpo.py as a process of its own, in a process group of its own.
+def start(job: Job, program: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """A run of grpo.py, begun or resumed, as a process in a process group of its own.
 
-    The child inherits an open, locked file. The lock is held as long as the child lives, even if this program is killed, so
-    that the next study can tell a run that is still going on from one that was interrupted.
+    It inherits the open, locked file. The lock is held as long as the process lives, even if this program is killed, so that
+    the next study can tell a run that is still going on from one that was interrupted.
     """
-
-    def __init__(self, job: Job, program: Path, lock: IO[str]):
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        _clear_false_start(job.folder)
-        environment = dict(os.environ)
-        if job.scale == "pocket":
-            environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [sys.executable, str(program), *job.arguments()]
-        with job.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ {shlex.join(command)}\n")
-            log.flush()
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=(lock.fileno(),),
-                start_new_session=True,  # a Ctrl-C in the terminal reaches this program alone, which passes it on once
-            )
-        lock.close()
-
-    def poll(self) -> int | None:
-        """The exit code, or None while it goes on."""
-        return self.process.poll()
-
-    def stop(self, number: int) -> None:
-        """Pass a signal on."""
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """End it and what it started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    _clear_false_start(job.folder)
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if job.scale == "pocket" else {}
+    command = [sys.executable, str(program), *job.arguments()]
+    with lock, job.log.open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(command)}\n")
+        log.flush()
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | one_thread,
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,  # a Ctrl-C in the terminal reaches this program alone, which passes it on once
+        )
 
 
 class Orphan:
-    """A run that an earlier study started and that outlived it: waited for, not touched."""
+    """A run that an earlier study started and that outlived it: waited for, never stopped."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -76,9 +58,6 @@ class Orphan:
             return None
         lock.close()
         return 0
-
-    def stop(self, number: int) -> None:
-        """It is not ours to stop; the next study will find it done or interrupted."""
 
 
 def lock_path(job: Job) -> Path:
@@ -125,7 +104,7 @@ class Stop:
 def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, stop: Stop) -> dict[Job, str]:
     """Run what is not done, `parallel` at a time; returns {job: why it failed}. Ends early when `stop` has a signal."""
     queue = deque(job for job in jobs if not job.done)
-    running: dict[Job, tuple[Child | Orphan, float]] = {}
+    running: dict[Job, tuple[subprocess.Popen[bytes] | Orphan, float]] = {}
     failed: dict[Job, str] = {}
     while (queue or running) and stop.number is None:
         while queue and len(running) < parallel:
@@ -136,7 +115,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, stop: Stop) -> d
                 say(f"waiting for {job.name}, which an earlier study started")
             else:
                 resumed = (job.folder / "config.json").exists()
-                running[job] = Child(job, program, lock), time.monotonic()
+                running[job] = start(job, program, lock), time.monotonic()
                 say(f"{'resumed' if resumed else 'started'} {job.name}")
         time.sleep(POLL_SECONDS)
         for job, (process, since) in list(running.items()):
@@ -153,24 +132,22 @@ def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, stop: Stop) -> d
                 failed[job] = failure(job, code)
                 say(f"FAILED {failed[job]}")
     if stop.number is not None:
-        stop_children([process for process, _ in running.values()], stop.number, stop)
+        _stop_all([process for process, _ in running.values() if not isinstance(process, Orphan)], stop.number, stop)
     return failed
 
 
-def stop_children(processes: Sequence[Child | Orphan], number: int, stop: Stop) -> None:
-    """Pass the signal on, give the runs time to write a checkpoint, then kill what is left."""
-    if not processes:
-        return
-    say(f"stopping {len(processes)} runs")
+def _stop_all(processes: list[subprocess.Popen[bytes]], number: int, stop: Stop) -> None:
+    """Pass the signal on, give the runs time to write a checkpoint, then kill what is left, and what that started."""
+    if processes:
+        say(f"stopping {len(processes)} runs")
     for process in processes:
-        process.stop(number)
+        process.send_signal(number)
     deadline = time.monotonic() + GRACE_SECONDS
-    waiting = [process for process in processes if isinstance(process, Child)]
-    while waiting and time.monotonic() < deadline and not stop.again:
+    while (processes := [p for p in processes if p.poll() is None]) and time.monotonic() < deadline and not stop.again:
         time.sleep(POLL_SECONDS)
-        waiting = [process for process in waiting if process.poll() is None]
-    for process in waiting:
-        process.kill()
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def failure(job: Job, code: int) -> str:

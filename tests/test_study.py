@@ -207,8 +207,7 @@ def test_children_get_one_thread_each(tmp_path, monkeypatch):
     program.write_text("import os; print(os.environ['OMP_NUM_THREADS'])")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     job = plan.plan(tmp_path, "pocket", 1, 1, only=["vanilla"])[0]
-    child = runner.Child(job, program, runner.try_lock(runner.lock_path(job)))
-    assert child.process.wait(20) == 0
+    assert runner.start(job, program, runner.try_lock(runner.lock_path(job))).wait(20) == 0
     assert job.log.read_text().splitlines()[-1] == "1"
 
 
