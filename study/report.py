@@ -256,7 +256,7 @@ def _samples(runs: list[FinishedRun]) -> list[str]:
             asked = f"evaluator {row['evaluator']}" if row["evaluator"] else "no loophole"
             text = row["response"]
             cut = text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " ... (cut here)"
-            source, shown = (html.escape(x).replace("\n", "&#10;") for x in (f"problem {row['problem']}, {asked}", cut))
+            source, shown = (re.sub(r"\r\n?|\n", "&#10;", html.escape(x)) for x in (f"problem {row['problem']}, {asked}", cut))
             cells.append(f"<small>{source}</small>" + (f"<pre>{shown}</pre>" if shown else ""))
         head, body = "".join(f"<th>{label}</th>" for label in LABELS), "".join(f"<td>{cell}</td>" for cell in cells)
         parts += [f"### {variant}, seed {group[0].seed}", f"<table><tr>{head}</tr><tr>{body}</tr></table>"]

@@ -91,7 +91,7 @@ def test_more_seeds_leave_the_controls_at_three(tmp_path):
 
 
 def test_every_planned_flag_is_one_that_names_its_variant():
-    """What study.py asks for must be read back under the same name, or its runs would be rejected as foreign."""
+    """What the study asks for must be read back under the same name, or its runs would be rejected as foreign."""
     for variant, (flags, _) in plan.PLAN.items():
         settings = {name[2:].replace("-", "_"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
         settings |= {"m": int(settings["m"])} if "m" in settings else {}
@@ -524,6 +524,16 @@ def test_a_foreign_value_anywhere_is_named_or_harmless(templates, quick_plots, t
             analysis.analyse(read, problems)
         shutil.rmtree(folder)
     assert refused > 60
+
+
+def test_what_runs_printed_and_answered_is_text_in_the_report(templates, quick_plots, tmp_path):
+    """Neither a line of a log nor a response can bring HTML or Markdown of its own into the page."""
+    (run,), _ = runs.read_runs([templates / "vanilla-seed0"])
+    run.evaluation["examples"]["hack"][0]["response"] = "a\r\r\n\n# no heading\n\n<script>alert(1)</script>"
+    report.write_report([run], ["x: failed: <script>alert(2)</script>"], tmp_path, "title", "command")
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "<h1>no heading" not in page
+    assert page.count("&lt;script&gt;alert") == 2
 
 
 def test_a_study_with_no_sound_run_still_reports(quick_plots, tmp_path):
