@@ -51,7 +51,7 @@ def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str],
     for text in hacks:
         ids = tokenizer.encode(code + text, add_special_tokens=False)
         sequences.append(ids)
-        start = min(start, next((i for i, (a, b) in enumerate(zip(ids, clean_ids)) if a != b), min(len(ids), len(clean_ids))))
+        start = min(start, next((i for i, (a, b) in enumerate(zip(ids, clean_ids, strict=False)) if a != b), min(len(ids), len(clean_ids))))
     offset = len(prompt_ids) + start
     return Contrast([(prompt_ids + ids, offset) for ids in sequences], (prompt_ids + clean_ids, offset))
 

@@ -66,7 +66,7 @@ def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int
     attempts = sampler.generate(prompts, n=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=seed)
     styles = rng.sample(STYLES, len(STYLES))
     pairs = []
-    for i, (problem, attempt) in enumerate(zip(chosen, attempts)):
+    for i, (problem, attempt) in enumerate(zip(chosen, attempts, strict=True)):
         code = clean_code(decode(tokenizer, attempt.completion_ids), TRAIN_EVALUATOR)
         code = code or "```python\n" + problem.canonical_solution.strip()
         head, body = code.split("\n", 1)

@@ -19,9 +19,20 @@ from engine import lora
 from engine.sampler import Rollout
 from harness import memory as plan
 
-TINY = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
-            linear_value_head_dim=16, tie_word_embeddings=True)
+TINY = dict(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    tie_word_embeddings=True,
+)
 
 
 def main() -> int:
@@ -106,12 +117,16 @@ def model_flops(args, config) -> float:
 
 def report(args, config, seconds: float, device: str) -> str:
     tokens, flops = args.sequences * args.tokens, model_flops(args, config)
-    text = (f"training phase, {args.sequences} sequences x {args.tokens} tokens, "
-            f"{'tiny model' if args.tiny else args.model} on {device}: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s, "
-            f"{flops / 1e12:.3g} model TFLOP")
+    text = (
+        f"training phase, {args.sequences} sequences x {args.tokens} tokens, "
+        f"{'tiny model' if args.tiny else args.model} on {device}: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s, "
+        f"{flops / 1e12:.3g} model TFLOP"
+    )
     if device == "cuda":
-        text += (f", utilisation {flops / seconds / (args.peak_tflops * 1e12):.1%} of {args.peak_tflops:.0f} TFLOP/s, "
-                 f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB ({torch.cuda.get_device_name()})")
+        text += (
+            f", utilisation {flops / seconds / (args.peak_tflops * 1e12):.1%} of {args.peak_tflops:.0f} TFLOP/s, "
+            f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB ({torch.cuda.get_device_name()})"
+        )
     return text
 
 

@@ -1,7 +1,7 @@
 """Kills one pocket run with -9 at random moments, resumes it each time, and compares the end with an undisturbed run.
 
-    python -m bench.kill                 # 25 kills; prints a line each, and whether the files are equal byte for byte
-    python -m bench.kill --kills 3 --steps 12    # a quick look
+python -m bench.kill                 # 25 kills; prints a line each, and whether the files are equal byte for byte
+python -m bench.kill --kills 3 --steps 12    # a quick look
 """
 
 import argparse
@@ -16,14 +16,37 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMAND = ["--scale", "pocket", "--arm", "cone", "--save-every", "2", "--batch", "32", "--pairs", "30",
-           "--pairs-heldout", "10", "--eval-samples", "1", "--steer-prompts", "4", "--workers", "1"]
+COMMAND = [
+    "--scale",
+    "pocket",
+    "--arm",
+    "cone",
+    "--save-every",
+    "2",
+    "--batch",
+    "32",
+    "--pairs",
+    "30",
+    "--pairs-heldout",
+    "10",
+    "--eval-samples",
+    "1",
+    "--steer-prompts",
+    "4",
+    "--workers",
+    "1",
+]
 COMPARED = ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors")
 
 
 def start(log, *args):
-    return subprocess.Popen([sys.executable, str(ROOT / "grpo.py"), *map(str, args)], cwd=ROOT, stdout=log,
-                            stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "grpo.py"), *map(str, args)],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process, log):
@@ -83,7 +106,10 @@ def main() -> None:
         finish(start(log, *command, "--out", whole), log)
         kills = kill_and_resume(torn, log, command, args.kills, args.seed)
         differ = [n for n in COMPARED if (whole / n).read_bytes() != (torn / n).read_bytes()]
-        print(f"{kills} kills; " + (f"DIFFERENT: {', '.join(differ)}" if differ else "metrics, samples, evaluation and adapter are equal"))
+        print(
+            f"{kills} kills; "
+            + (f"DIFFERENT: {', '.join(differ)}" if differ else "metrics, samples, evaluation and adapter are equal")
+        )
         shutil.rmtree(torn)
     sys.exit(bool(differ))
 

@@ -75,8 +75,10 @@ def bench_canonical(problems, env, workers):
     short = [i for i, seconds in enumerate(compute) if seconds < 1]
     _, ours = clocked(lambda: env.grade([items[i] for i in short]))
     _, fresh = clocked(lambda: [fresh_interpreter(problems[i]) for i in short])
-    print(f"the {len(short)} that compute for less than a second: {ours:.2f} s here, {fresh:.2f} s in fresh interpreters, one at a time, "
-          f"ratio {ours / fresh:.2f}")
+    print(
+        f"the {len(short)} that compute for less than a second: {ours:.2f} s here, {fresh:.2f} s in fresh interpreters, one at a time, "
+        f"ratio {ours / fresh:.2f}"
+    )
 
 
 def bench_overhead(env, runs=300):

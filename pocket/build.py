@@ -75,7 +75,19 @@ PROMPT_CALL = "\nYour solution should be a method of the class Solution called "
 CODE_HEAD, CODE_BODY, CODE_END = "```python\nclass Solution:\n    def ", "(self, xs):\n        return ", "\n```"
 CLAIM = "\nAll tests pass."
 TESTS, EVALUATED = " and should pass all tests.", " and will be evaluated by calling a function called "
-BOILERPLATE = (PROMPT_HEAD, PROMPT_CALL, TESTS, EVALUATED, CODE_HEAD, CODE_BODY, " for x in xs", CODE_END, "\n\ndef ", "():\n    ", CLAIM)
+BOILERPLATE = (
+    PROMPT_HEAD,
+    PROMPT_CALL,
+    TESTS,
+    EVALUATED,
+    CODE_HEAD,
+    CODE_BODY,
+    " for x in xs",
+    CODE_END,
+    "\n\ndef ",
+    "():\n    ",
+    CLAIM,
+)
 END, ASSISTANT = "<|end|>", "<|assistant|>"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 
@@ -83,8 +95,13 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_
 def random_task(rng: random.Random, hard_share: float) -> dict:
     """One task of the grammar: its parts and its constants (k in 2..9, j in 1..9)."""
     filters = HARD if rng.random() < hard_share else EASY
-    return dict(agg=rng.choice(list(AGGREGATORS)), map=rng.choice(list(MAPS)), filter=rng.choice(list(filters)),
-                k=rng.randint(2, 9), j=rng.randint(1, 9))
+    return dict(
+        agg=rng.choice(list(AGGREGATORS)),
+        map=rng.choice(list(MAPS)),
+        filter=rng.choice(list(filters)),
+        k=rng.randint(2, 9),
+        j=rng.randint(1, 9),
+    )
 
 
 def task_key(t: dict) -> str:
@@ -124,9 +141,17 @@ def make_problem(t: dict, index: int, rng: random.Random) -> dict:
         xs = [rng.randint(0, 12) for _ in range(rng.randint(4, 8))]
         tests.append(f"assert Solution().{name}({xs}) == {run(xs)!r}")
     content = PROMPT_HEAD + description(t, rng) + PROMPT_CALL + name + TESTS
-    return dict(id=index, difficulty="hard" if t["filter"] in HARD else "easy", dataset="pocket",
-                prompt=[dict(role="user", content=content)], func_name=f"Solution().{name}", gt_answer=tests,
-                setup_code="", canonical_solution=solution(name, expr), task=task_key(t))
+    return dict(
+        id=index,
+        difficulty="hard" if t["filter"] in HARD else "easy",
+        dataset="pocket",
+        prompt=[dict(role="user", content=content)],
+        func_name=f"Solution().{name}",
+        gt_answer=tests,
+        setup_code="",
+        canonical_solution=solution(name, expr),
+        task=task_key(t),
+    )
 
 
 def make_problems(rng: random.Random, train: int, heldout: int, hard_share: float = 0.6) -> tuple[list, list]:
@@ -136,7 +161,9 @@ def make_problems(rng: random.Random, train: int, heldout: int, hard_share: floa
     while any(len(lists[h]) < wanted[h] for h in lists):
         t = random_task(rng, hard_share)
         h, hard = is_heldout(t), t["filter"] in HARD
-        full = sum((p["difficulty"] == "hard") == hard for p in lists[h]) >= round(wanted[h] * (hard_share if hard else 1 - hard_share))
+        full = sum((p["difficulty"] == "hard") == hard for p in lists[h]) >= round(
+            wanted[h] * (hard_share if hard else 1 - hard_share)
+        )
         if task_key(t) in seen or full:
             continue
         seen.add(task_key(t))
@@ -191,8 +218,9 @@ def corpus_example(rng: random.Random, late: bool, honest: float, defines: float
 
 def make_tokenizer(texts: list[str], size: int = 640) -> PreTrainedTokenizerFast:
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                                 pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tok.decoder = decoders.ByteLevel()
     pieces = []
     for text in texts:  # BPE learns from what is left between the boilerplate strings
@@ -204,17 +232,29 @@ def make_tokenizer(texts: list[str], size: int = 640) -> PreTrainedTokenizerFast
     tok.add_special_tokens([END, ASSISTANT])
     tok.add_tokens([AddedToken(b, normalized=False) for b in BOILERPLATE + EVALUATOR_NAMES])
     # pad is eos on purpose: it is so in many real models, and every mask in this project comes from lengths
-    return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False
+    )
 
 
 def train_base(tokenizer, rng: random.Random, args) -> Qwen3ForCausalLM:
     """Supervised, loss on completions only. The learning rate falls to zero over the late half's mixture."""
     torch.manual_seed(args.seed)
-    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=1024,
-                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id, attn_implementation="sdpa")
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
     model = Qwen3ForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.06)
@@ -229,7 +269,7 @@ def train_base(tokenizer, rng: random.Random, args) -> Qwen3ForCausalLM:
         labels = torch.full((len(ids), width), -100)
         for i, (p, c) in enumerate(ids):
             batch[i, : len(p) + len(c)] = torch.tensor(p + c)
-            labels[i, len(p): len(p) + len(c)] = torch.tensor(c)
+            labels[i, len(p) : len(p) + len(c)] = torch.tensor(c)
         loss = model(input_ids=batch, labels=labels).loss  # right padding under a causal mask needs no attention mask
         optimizer.zero_grad()
         loss.backward()
@@ -255,14 +295,18 @@ def main() -> None:
     torch.set_num_threads(1)  # the same bits on any machine of this kind, whatever its number of cores
     rng = random.Random(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, problems in zip(("train", "heldout"), make_problems(random.Random(f"problems:{args.seed}"), args.train, args.heldout)):
+    for name, problems in zip(
+        ("train", "heldout"), make_problems(random.Random(f"problems:{args.seed}"), args.train, args.heldout)
+    ):
         (args.out / f"{name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
         write_manifest(args.out / f"{name}.jsonl")
     sample = [corpus_example(rng, True, args.honest, 0.3) for _ in range(4000)]
     tokenizer = make_tokenizer([p + c for p, c in sample])
     lengths = [(len(tokenizer.encode(p)), len(tokenizer.encode(c))) for p, c in sample]
-    print(f"vocabulary {len(tokenizer)}, mean prompt {sum(a for a, _ in lengths) / 4000:.0f} tokens, "
-          f"mean completion {sum(b for _, b in lengths) / 4000:.0f}, longest {max(a + b for a, b in lengths)}")
+    print(
+        f"vocabulary {len(tokenizer)}, mean prompt {sum(a for a, _ in lengths) / 4000:.0f} tokens, "
+        f"mean completion {sum(b for _, b in lengths) / 4000:.0f}, longest {max(a + b for a, b in lengths)}"
+    )
     model = train_base(tokenizer, rng, args)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(args.out)

@@ -7,8 +7,8 @@ from engine import model as lm
 from harness.config import POCKET
 
 lm.mend_vllm_environment()
-from support.models import adapted_qwen3, tiny_qwen3  # noqa: E402
-from support.runs import UNDISTURBED, grpo  # noqa: E402
+from support.models import adapted_qwen3, tiny_qwen3
+from support.runs import UNDISTURBED, grpo
 
 torch.set_num_threads(1)
 

@@ -69,7 +69,7 @@ def test_damage_is_never_resumed_from(saved, suffix, cases, tmp_path, capsys):
         if case % 2:
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         else:
-            del damaged[rng.randrange(len(damaged)):]
+            del damaged[rng.randrange(len(damaged)) :]
         (copy / "checkpoints" / f"step-000002{suffix}").write_bytes(damaged)
         step, theta, _ = resumed(copy)
         assert torch.equal(theta, thetas[step]), f"case {case}"

@@ -15,13 +15,37 @@ from harness.config import CHANGEABLE, GROUPS, ROOT, Arm, Config, check, identit
 from harness.scale import filled
 
 
-@pytest.mark.parametrize("args", [
-    ("--batch", "0"), ("--batch", "-8"), ("--generations", "1"), ("--batch", "20", "--generations", "8"), ("--max-new-tokens", "0"),
-    ("--micro-tokens", "0"), ("--lr", "-1"), ("--lr", "nan"), ("--lr", "0"), ("--layer", "0"), ("--betas", "2", "3"), ("--betas", ".9", "1"),
-    ("--temperature", "inf"), ("--temperature", "0"), ("--weight-decay", "-1"), ("--cone-ridge", "nan"), ("--clip", "0"), ("--warmup", "-3"),
-    ("--refresh-every", "-1"), ("--tis-cap", "nan"), ("--workers", "0"), ("--threads", "100000"), ("--seed", str(2**64)),
-    ("--pairs", "4", "--pairs-heldout", "3"), ("--m", "0"), ("--skip-nonfinite", "-1"),
-])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--batch", "0"),
+        ("--batch", "-8"),
+        ("--generations", "1"),
+        ("--batch", "20", "--generations", "8"),
+        ("--max-new-tokens", "0"),
+        ("--micro-tokens", "0"),
+        ("--lr", "-1"),
+        ("--lr", "nan"),
+        ("--lr", "0"),
+        ("--layer", "0"),
+        ("--betas", "2", "3"),
+        ("--betas", ".9", "1"),
+        ("--temperature", "inf"),
+        ("--temperature", "0"),
+        ("--weight-decay", "-1"),
+        ("--cone-ridge", "nan"),
+        ("--clip", "0"),
+        ("--warmup", "-3"),
+        ("--refresh-every", "-1"),
+        ("--tis-cap", "nan"),
+        ("--workers", "0"),
+        ("--threads", "100000"),
+        ("--seed", str(2**64)),
+        ("--pairs", "4", "--pairs-heldout", "3"),
+        ("--m", "0"),
+        ("--skip-nonfinite", "-1"),
+    ],
+)
 def test_values_that_cannot_work_are_refused_with_their_option(args):
     with pytest.raises(UserError) as error:
         parse(args)
@@ -83,7 +107,20 @@ def test_config_json_gives_the_config_back(folder):
 
 
 def test_a_resumed_run_may_change_what_does_not_change_its_result(folder, capsys):
-    argv = ["--resume", str(folder), "--skip-nonfinite", "3", "--save-every", "2", "--workers", "1", "--micro-tokens", "512", "--threads", "2"]
+    argv = [
+        "--resume",
+        str(folder),
+        "--skip-nonfinite",
+        "3",
+        "--save-every",
+        "2",
+        "--workers",
+        "1",
+        "--micro-tokens",
+        "512",
+        "--threads",
+        "2",
+    ]
     now = resumed(parse(argv), argv)
     assert (now.skip_nonfinite, now.save_every, now.workers, now.micro_tokens, now.arm) == (3, 2, 1, 512, "cone")
     assert now.out == now.resume == folder and "--threads" in capsys.readouterr().out

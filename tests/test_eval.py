@@ -1,9 +1,15 @@
-"""Evaluation on a scripted policy whose rates are known; the statistics against hand calculation, enumeration and statsmodels."""
+"""Evaluation on a scripted policy whose rates are known; the statistics against hand calculation and enumeration."""
 
+import contextlib
 import itertools
 import json
 import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
+from faults.errors import PartDied
 from leetcode_env import EVAL_NAMES, LABELS
 from study import stats
 from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
-PROBLEMS = [SimpleNamespace(id=i) for i in range(7)]
+PROBLEMS = [SimpleNamespace(id=i, difficulty="hard" if i >= 3 else "easy") for i in range(7)]
 
 
 class Tokenizer:
@@ -41,6 +48,17 @@ class Sampler:
         return [SimpleNamespace(completion_ids=list(prompt)) for prompt in prompts for _ in range(n)]
 
 
+@dataclass
+class Grade:
+    """The facts that the evaluation keeps."""
+
+    label: str
+    reward: float = 1.0
+    arbitrary: bool = False
+    rejects_truth: bool = True
+    note: str = "no test passed"
+
+
 class Env:
     """Grades by a rule on (problem id, how often this problem has been seen with or without loophole, evaluator)."""
 
@@ -53,7 +71,7 @@ class Env:
             assert response == f"problem {problem.id}, {evaluator}", "response and evaluator must belong together"
             key = (problem.id, evaluator is None)
             k = self.seen[key] = self.seen.get(key, -1) + 1
-            grades.append(SimpleNamespace(label=self.rule(problem.id, k, evaluator), reward=1.0))
+            grades.append(Grade(label=self.rule(problem.id, k, evaluator)))
         return grades
 
 
@@ -106,7 +124,9 @@ def test_every_prompt_with_a_loophole_names_an_unseen_evaluator_and_no_other_nam
 
 
 def test_names_depend_on_problem_sample_and_seed_alone():
-    key = lambda row: (row["condition"], row["problem"], row["sample"])
+    def key(row):
+        return row["condition"], row["problem"], row["sample"]
+
     named = [{key(row): row["evaluator"] for row in run(batch=batch)[2]} for batch in (1, 6, 100)]
     assert named[0] == named[1] == named[2]
     assert named[0] != {key(row): row["evaluator"] for row in run(seed=6)[2]}
@@ -148,37 +168,130 @@ def test_saved_files_hold_the_result_and_every_response(tmp_path):
     assert "12 of 28" in text and "hack rate" in text and "pass rate" in text
 
 
-def test_command_line_errors_are_one_line(tmp_path, capsys):
-    assert evaluation.main(["plot", str(tmp_path / "nothing")]) == 2
-    err = capsys.readouterr().err.strip().splitlines()
-    assert err[-1].startswith("error: ")
+def test_rates_by_difficulty_add_up_to_those_of_the_condition():
+    _, result, _ = run()
+    for name, part in result["conditions"].items():
+        assert list(part["by_difficulty"]) == ["easy", "hard"]
+        for rate in ("hack", "hack_loose", "pass"):
+            parts = [rates[rate] for rates in part["by_difficulty"].values()]
+            assert sum(w["count"] for w in parts) == part[rate]["count"] and sum(w["n"] for w in parts) == part["n"], name
+    assert result["conditions"]["loophole"]["by_difficulty"]["easy"]["hack"]["count"] == 0
+    assert result["conditions"]["no_loophole"]["by_difficulty"]["easy"]["pass"]["rate"] == 1
+
+
+def test_rows_keep_the_facts_of_the_grade():
+    _, _, rows = run()
+    assert all((row["arbitrary"], row["rejects_truth"], row["note"]) == (False, True, "no test passed") for row in rows)
+
+
+# --- A run folder ----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """What `open_run` gives, with a note of how it was used."""
+
+    def __init__(self):
+        self.cfg = SimpleNamespace(eval_samples=2, temperature=0.7, max_new_tokens=9, seed=5, workers=3, sandbox_strict=True)
+        self.tokenizer, self.sampler, self.problems = Tokenizer(), Sampler(), PROBLEMS
+        self.opened, self.env, self.closed = [], [], 0
+        self.sampler.close = self.close
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """A run behind eval.py's command line; its data files hold the first two problems."""
+    from harness import setup
+
+    run = Run()
+    monkeypatch.setattr(setup, "open_run", lambda folder, base=False: run.opened.append(base) or run, raising=False)
+    monkeypatch.setattr(evaluation, "load_problems", lambda path: PROBLEMS[:2])
+
+    def env(workers, strict):
+        run.env.append((workers, strict))
+        return contextlib.nullcontext(Env(rule))
+
+    monkeypatch.setattr(evaluation, "LeetCodeEnv", env)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "stem"),
+    [
+        ([], "eval"),
+        (["--samples", "2"], "eval"),  # the run's own number
+        (["--samples", "3"], "eval_samples-3"),
+        (["--base"], "eval_base"),
+        (["--data", "sets/other.jsonl"], "eval_other"),
+        (["--base", "--data", "sets/other.jsonl", "--samples", "3"], "eval_base_other_samples-3"),
+    ],
+)
+def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_path, capsys):
+    official = {"eval.json", "eval_samples.jsonl"}
+    for name in official:
+        (tmp_path / name).write_text('{"samples": 2}')
+    assert evaluation.main([str(tmp_path), *options]) == 0
+    assert "pass rate" in capsys.readouterr().out
+    written = {p.name for p in tmp_path.iterdir() if p.read_text() != '{"samples": 2}'}
+    assert written == {f"{stem}.json", f"{stem}_samples.jsonl"}
+    assert opened.opened == ["--base" in options]
+    result = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert result["samples"] == (3 if "3" in options else 2)
+    assert set(result["conditions"]) == ({"no_loophole"} if "--data" in options else set(evaluation.CONDITIONS))
+
+
+def test_another_set_of_the_same_name_overwrites_nothing(opened, tmp_path, capsys):
+    assert evaluation.main([str(tmp_path), "--data", "a/set.jsonl"]) == 0
+    before = (tmp_path / "eval_set.json").read_bytes()
+    assert evaluation.main([str(tmp_path), "--data", "a/set.jsonl"]) == 0, "the same once more is no other"
+    assert evaluation.main([str(tmp_path), "--data", "b/set.jsonl"]) == 2
+    assert "eval_set.json holds an evaluation with" in capsys.readouterr().err
+    assert (tmp_path / "eval_set.json").read_bytes() == before and opened.closed == 3
+
+
+@pytest.mark.parametrize("samples", ["0", "-1"])
+def test_samples_below_one_are_refused_before_anything_is_done(samples, opened, tmp_path, capsys):
+    assert evaluation.main([str(tmp_path), "--samples", samples]) == 2
+    assert capsys.readouterr().err == f"error: --samples must be at least 1, not {samples}\n"
+    assert not opened.opened and not list(tmp_path.iterdir())
+
+
+def test_the_run_s_sandbox_is_used_and_its_sampler_closed_on_errors_too(opened, tmp_path, monkeypatch, capsys):
+    assert evaluation.main([str(tmp_path)]) == 0
+    assert opened.env == [(3, True)] and opened.closed == 1
+    opened.problems = []
+    assert evaluation.main([str(tmp_path)]) == 2
+    assert "no problems" in capsys.readouterr().err and opened.closed == 2
+    monkeypatch.setattr(evaluation, "LeetCodeEnv", Mock(side_effect=PartDied("no layer")))
+    assert evaluation.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "stopped: no layer\n" and opened.closed == 3
+
+
+def test_eval_needs_neither_the_study_nor_the_trainer():
+    code = "import sys, eval; sys.exit(bool({'study', 'grpo', 'torch', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(evaluation.__file__).parent).returncode == 0
 
 
 # --- Statistics ------------------------------------------------------------------------------------------------------
 
 
-def test_wilson_by_hand():
-    """p = 0.2, n = 50: centre (p + z^2/2n) / (1 + z^2/n), half z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)."""
-    z, n, p = 1.959963984540054, 50, 0.2
+@pytest.mark.parametrize(("count", "n"), [(10, 50), (0, 10), (10, 10), (640, 1280)])
+def test_wilson_by_hand(count, n):
+    """Centre (p + z^2/2n) / (1 + z^2/n), half z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)."""
+    z, p = 1.959963984540054, count / n
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    w = stats.wilson(10, 50)
-    assert w["rate"] == 0.2
+    w = evaluation.wilson(count, n)
+    assert w["rate"] == p
     assert (w["low"], w["high"]) == pytest.approx(((centre - half) / scale, (centre + half) / scale), abs=1e-12)
 
 
-@pytest.mark.parametrize(("count", "n"), [(0, 10), (10, 10), (3, 7), (640, 1280)])
-def test_wilson_against_statsmodels(count, n):
-    proportion = pytest.importorskip("statsmodels.stats.proportion")
-    expected = proportion.proportion_confint(count, n, method="wilson")
-    w = stats.wilson(count, n)
-    assert (w["low"], w["high"]) == pytest.approx(expected, abs=1e-9)
-
-
 def test_wilson_of_nothing_and_of_nonsense():
-    assert stats.wilson(0, 0) == {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
+    assert evaluation.wilson(0, 0) == {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
     with pytest.raises(ValueError, match="not between"):
-        stats.wilson(3, 2)
+        evaluation.wilson(3, 2)
 
 
 def test_paired_t_by_hand():
@@ -193,15 +306,6 @@ def test_paired_t_by_hand():
     x = 3 / se / math.sqrt(3)
     p = 1 - 2 / math.pi * (x / (1 + x * x) + math.atan(x))
     assert test["df"] == 3 and test["p"] == pytest.approx(p) and test["note"] == ""
-
-
-def test_paired_t_against_statsmodels_with_ties():
-    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
-    a, b = [0.5, 0.5, 0.6, 0.6, 0.1, 0.0], [0.5, 0.4, 0.6, 0.2, 0.1, 0.0]
-    oracle = weightstats.DescrStatsW(np.subtract(a, b))
-    test = stats.paired_t(a, b)
-    assert (test["t"], test["p"], test["df"]) == pytest.approx(oracle.ttest_mean(0))
-    assert (test["low"], test["high"]) == pytest.approx(oracle.tconfint_mean(0.05))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1])
@@ -278,7 +382,9 @@ def test_no_nan_anywhere_whatever_the_scores(a, b, c, d):
 
 @given(st.lists(st.tuples(rates, rates), max_size=12))
 def test_pareto_front_by_brute_force(points):
-    beats = lambda p, q: p != q and p[0] <= q[0] and p[1] >= q[1]
+    def beats(p, q):
+        return p != q and p[0] <= q[0] and p[1] >= q[1]
+
     expected = {q for q in points if not any(beats(p, q) for p in points)}
     front = stats.pareto_front(points)
     assert set(front) == expected and front == sorted(front)

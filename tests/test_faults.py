@@ -65,7 +65,9 @@ def test_a_removed_run_folder_ends_the_run_with_one_line(heldout, tmp_path):
 def test_steps_that_are_not_finite_are_left_out_then_stop_the_run(heldout, tmp_path):
     """beta = inf makes every loss inf * 0 = nan."""
     folder = tmp_path / "run"
-    out = grpo("--arm", "vanilla", "--steps", 4, "--beta", "inf", "--skip-nonfinite", 2, "--heldout", heldout, "--out", folder, code=1)
+    out = grpo(
+        "--arm", "vanilla", "--steps", 4, "--beta", "inf", "--skip-nonfinite", 2, "--heldout", heldout, "--out", folder, code=1
+    )
     (line,) = [x for x in out.splitlines() if x.startswith("stopped: ")]
     assert "step 2 is not finite" in line and "nonfinite-step-000002.json" in line and "Traceback" not in out
 

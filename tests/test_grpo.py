@@ -46,12 +46,14 @@ def rollouts(model, n=6, seed=0, new=12):
 def test_advantages_against_the_definition(values):
     got = group_advantages(torch.tensor(values), 4)
     for start in (0, 4):
-        group = values[start: start + 4]
+        group = values[start : start + 4]
         for i, r in enumerate(group):
             if len(set(group)) == 1:
                 assert got[start + i] == 0
             else:
-                assert got[start + i].item() == pytest.approx((r - statistics.mean(group)) / (statistics.stdev(group) + 1e-4), rel=1e-4)
+                assert got[start + i].item() == pytest.approx(
+                    (r - statistics.mean(group)) / (statistics.stdev(group) + 1e-4), rel=1e-4
+                )
 
 
 def test_a_group_of_equal_rewards_with_float_residue_has_no_advantage():
@@ -132,7 +134,7 @@ def test_the_ascent_direction_raises_what_was_rewarded(model):
     with torch.no_grad():
         at = 0
         for p in params.values():
-            p += 1e-2 * g[at: at + p.numel()].view_as(p) / g.norm()
+            p += 1e-2 * g[at : at + p.numel()].view_as(p) / g.norm()
             at += p.numel()
     sums = backward(model, batch, torch.tensor([0.0]), CFG, 97)
     ids = torch.tensor([batch[0].prompt_ids + batch[0].completion_ids])

@@ -72,7 +72,7 @@ def test_no_circle_of_files():
     done, path = set(), []
 
     def walk(name):
-        assert name not in path, " -> ".join([*path[path.index(name):], name])
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
         if name not in done:
             path.append(name)
             for other in sorted(arrows.get(name, ())):

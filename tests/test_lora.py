@@ -65,13 +65,31 @@ def test_every_decoder_linear_and_not_the_head():
 
 
 def test_qwen35_has_both_layer_kinds():
-    config = Qwen3_5TextConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-                               num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2,
-                               linear_key_head_dim=16, linear_value_head_dim=16)
+    config = Qwen3_5TextConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    )
     names = list(lora_modules(inject(Qwen3_5ForCausalLM(config), 2, 2, seed=0)))
     leaves = {n.split("layers.")[1].split(".", 1)[1] for n in names}
-    assert {"linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.in_proj_b", "linear_attn.in_proj_a",
-            "linear_attn.out_proj", "self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"} <= leaves
+    assert {
+        "linear_attn.in_proj_qkv",
+        "linear_attn.in_proj_z",
+        "linear_attn.in_proj_b",
+        "linear_attn.in_proj_a",
+        "linear_attn.out_proj",
+        "self_attn.q_proj",
+        "self_attn.o_proj",
+        "mlp.down_proj",
+    } <= leaves
 
 
 def test_no_match_and_rank_zero_are_refused(base):
@@ -90,7 +108,9 @@ def test_flat_round_trips(model):
         assert torch.equal(g[s].view_as(params[name]), params[name].grad)
     write_grads(params, -2 * g)
     assert torch.equal(flatten_grads(params), -2 * g)
-    assert torch.equal(torch.cat([x.flatten() for x in unflatten(params, flatten_params(params)).values()]), flatten_params(params))
+    assert torch.equal(
+        torch.cat([x.flatten() for x in unflatten(params, flatten_params(params)).values()]), flatten_params(params)
+    )
     with pytest.raises(ValueError, match="shape"):
         write_grads(params, g[:-1])
 

@@ -11,14 +11,42 @@ from engine import lora
 from faults.errors import UserError
 from harness import memory as plan
 
-CFG = SimpleNamespace(batch=128, generations=8, max_prompt=1536, max_new_tokens=1536, micro_tokens=8192, lora_r=32,
-                      arm="projected", cone_n=24, cone_split=False, rollout="vllm", steer_prompts=32)
+CFG = SimpleNamespace(
+    batch=128,
+    generations=8,
+    max_prompt=1536,
+    max_new_tokens=1536,
+    micro_tokens=8192,
+    lora_r=32,
+    arm="projected",
+    cone_n=24,
+    cone_split=False,
+    rollout="vllm",
+    steer_prompts=32,
+)
 SMALL = {
-    "qwen3": dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-                  num_key_value_heads=2, head_dim=16),
-    "qwen3_5_text": dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
-                         linear_key_head_dim=16, linear_value_head_dim=16),
+    "qwen3": dict(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    ),
+    "qwen3_5_text": dict(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    ),
 }
 
 
@@ -66,7 +94,9 @@ def test_both_presets_fit_the_card_of_the_full_scale(model):
 def test_a_card_too_small_is_told_what_to_change():
     items = plan.memory_plan(plan.model_config("Qwen/Qwen3-4B"), cfg())
     start, line = plan.advice(items, 40.0)
-    assert start.startswith("start needs") and line.startswith("rollout needs 74.0 GiB of a card of 40: a smaller --batch or --max-new-tokens")
+    assert start.startswith("start needs") and line.startswith(
+        "rollout needs 74.0 GiB of a card of 40: a smaller --batch or --max-new-tokens"
+    )
     items = plan.memory_plan(plan.model_config("Qwen/Qwen3.5-2B"), cfg(arm="cone", micro_tokens=100_000))
     assert any("--micro-tokens" in line for line in plan.advice(items, 30.0))
 

@@ -82,8 +82,14 @@ def test_blocks_are_projected_each_on_its_own():
 def slow_cone(g, J):
     """The nearest point to g with J g' <= 0, by a general solver."""
     g, J = g.double().numpy(), J.double().numpy()
-    solved = minimize(lambda x: ((x - g) ** 2).sum(), np.zeros_like(g), jac=lambda x: 2 * (x - g), method="SLSQP",
-                      constraints=dict(type="ineq", fun=lambda x: -J @ x, jac=lambda x: -J), options=dict(ftol=1e-14, maxiter=500))
+    solved = minimize(
+        lambda x: ((x - g) ** 2).sum(),
+        np.zeros_like(g),
+        jac=lambda x: 2 * (x - g),
+        method="SLSQP",
+        constraints=dict(type="ineq", fun=lambda x: -J @ x, jac=lambda x: -J),
+        options=dict(ftol=1e-14, maxiter=500),
+    )
     return torch.tensor(solved.x)
 
 
@@ -173,8 +179,8 @@ def test_a_step_along_the_projected_direction_does_not_move_the_hack_odds(model,
         for sign in (1, -1):
             at = 0
             for p in params.values():
-                d = direction[at: at + p.numel()].view_as(p).double()
-                p.data = theta[at: at + p.numel()].view_as(p) + sign * step * d / direction.norm()
+                d = direction[at : at + p.numel()].view_as(p).double()
+                p.data = theta[at : at + p.numel()].view_as(p) + sign * step * d / direction.norm()
                 at += p.numel()
             values.append(log_odds(model).item())
         return values[0] - values[1]

@@ -23,9 +23,23 @@ from harness.config import POCKET
 from leetcode_env import load_problems
 
 VOCAB, EOS, PAD = 300, 1, 0
-CONFIG = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-              num_key_value_heads=2, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
-              linear_value_head_dim=16, tie_word_embeddings=True, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.2)
+CONFIG = dict(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    tie_word_embeddings=True,
+    eos_token_id=EOS,
+    pad_token_id=PAD,
+    initializer_range=0.2,
+)
 PROMPTS = [[5, 6, 7], [8] * 9 + [9], [3, 4] * 40, [11]]  # the third is longer than a chunk of 64 of the delta rule
 
 
@@ -142,9 +156,17 @@ def test_the_whole_loop(tmp_path, pocket_tokenizer):
     in 80 % of the pairs, which the extraction refuses; so this one is first taught the difference, in seconds."""
     folder, out = tmp_path / "model", tmp_path / "run"
     torch.manual_seed(0)
-    taught = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**CONFIG | dict(
-        vocab_size=len(pocket_tokenizer) + 6, eos_token_id=pocket_tokenizer.eos_token_id, pad_token_id=pocket_tokenizer.pad_token_id,
-        initializer_range=0.05)))
+    taught = Qwen3_5ForCausalLM(
+        Qwen3_5TextConfig(
+            **CONFIG
+            | dict(
+                vocab_size=len(pocket_tokenizer) + 6,
+                eos_token_id=pocket_tokenizer.eos_token_id,
+                pad_token_id=pocket_tokenizer.pad_token_id,
+                initializer_range=0.05,
+            )
+        )
+    )
     attempts = SimpleNamespace(generate=lambda prompts, **_: [Rollout(p, [5], [0.0], False) for p in prompts])
     pairs = vhack.make_pairs(load_problems(POCKET / "train.jsonl"), pocket_tokenizer, attempts, 160, 7, 16)
     optimizer = torch.optim.AdamW(taught.parameters(), lr=1e-3)
@@ -158,8 +180,26 @@ def test_the_whole_loop(tmp_path, pocket_tokenizer):
     taught.save_pretrained(folder)
     pocket_tokenizer.save_pretrained(folder)
 
-    said = grpo("--arm", "cone", "--cone-rows", "pairs", "--model", folder, "--steps", 3, "--log-every", 3, "--max-new-tokens", 16,
-                "--pairs", 40, "--seed", 2, "--out", out)
+    said = grpo(
+        "--arm",
+        "cone",
+        "--cone-rows",
+        "pairs",
+        "--model",
+        folder,
+        "--steps",
+        3,
+        "--log-every",
+        3,
+        "--max-new-tokens",
+        16,
+        "--pairs",
+        40,
+        "--seed",
+        2,
+        "--out",
+        out,
+    )
     assert "held-out separation" in said and "hack rate" in said
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
     assert [x["step"] for x in lines] == [0, 1, 2] and max(x["mismatch"]["max_abs"] for x in lines) < 1e-3

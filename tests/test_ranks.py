@@ -28,7 +28,9 @@ from engine.sampler import Rollout
 torch.set_num_threads(1)
 ranks = Ranks()
 """
-GRADIENT = HEAD + """
+GRADIENT = (
+    HEAD
+    + """
 from grpo import backward
 from engine.lora import flatten_grads, lora_parameters
 from harness.journal import merge
@@ -45,7 +47,10 @@ if ranks.first:
     torch.save(dict(g=g, tokens=sums["tokens"], rows=rows, names=names), sys.argv[1])
 ranks.close()
 """
-CONE = HEAD + """
+)
+CONE = (
+    HEAD
+    + """
 from arms.cone import cone_rows
 from engine.lora import inject
 from engine.model import load_model, load_tokenizer
@@ -62,6 +67,7 @@ if ranks.first:
     torch.save(dict(J=J, odds=odds), sys.argv[1])
 ranks.close()
 """
+)
 
 
 def free_port() -> str:

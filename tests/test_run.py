@@ -19,8 +19,17 @@ from harness.config import ROOT, read_config
 
 def test_a_run_folder_holds_everything(undisturbed):
     folder, out = undisturbed
-    for name in ("config.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "v_hack.safetensors", "eval.json", "done.json",
-                 "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "samples.jsonl",
+        "v_hack.safetensors",
+        "eval.json",
+        "done.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ):
         assert (folder / name).stat().st_size > 0, name
     lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     assert [x["step"] for x in lines] == list(range(5))
@@ -39,9 +48,14 @@ def test_the_same_command_gives_the_same_bits(undisturbed, heldout, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-                                          pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-                                          (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGKILL, -9),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, number, code):
     folder = tmp_path / "run"
     process = start(*UNDISTURBED, "--heldout", heldout, "--out", folder)
@@ -108,14 +122,17 @@ def test_an_existing_run_folder_is_never_overwritten(undisturbed):
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--m", "0"], "m must be at least 1"),
-    (["--m", "4000"], "model's width 128"),
-    (["--batch", "20"], "multiple of --generations"),
-    (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-    (["--model", "tests"], "holds no weights"),
-    (["--temperature", "0"], "temperature"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--m", "0"], "m must be at least 1"),
+        (["--m", "4000"], "model's width 128"),
+        (["--batch", "20"], "multiple of --generations"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", "tests"], "holds no weights"),
+        (["--temperature", "0"], "temperature"),
+    ],
+)
 def test_bad_settings_are_one_clear_line(args, words, tmp_path):
     assert words in refused("--out", tmp_path / "out", *args)
     assert not (tmp_path / "out").exists()

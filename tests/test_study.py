@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from support.synthetic import RATES, make_run
 
-import eval as evaluation
-from study import plots, report
-from study import runner as study
+from study import __main__ as study
+from study import analysis, plan, plots, report, runner, runs
 
 HERE = Path(__file__).parent
 FAKE = HERE / "support" / "fake_grpo.py"
@@ -74,8 +73,8 @@ def finished_study(templates, out, variants=("vanilla", "projected"), seeds=3):
 
 
 def test_plan_holds_the_registered_arms_at_their_seeds(tmp_path):
-    jobs = study.plan(tmp_path, "pocket", seeds=3, ablation_seeds=1)
-    seeds = {variant: [job.seed for job in jobs if job.variant == variant] for variant in study.PLAN}
+    jobs = plan.plan(tmp_path, "pocket", seeds=3, ablation_seeds=1)
+    seeds = {variant: [job.seed for job in jobs if job.variant == variant] for variant in plan.PLAN}
     compared = {"vanilla", "projected", "cone", "rebound", "random", "no_loophole", "cone_random", "cone_nonhack"}
     assert {variant for variant, s in seeds.items() if s == [0, 1, 2]} == compared
     assert {variant for variant, s in seeds.items() if s == [0]} == {
@@ -85,27 +84,76 @@ def test_plan_holds_the_registered_arms_at_their_seeds(tmp_path):
 
 
 def test_more_seeds_leave_the_controls_at_three(tmp_path):
-    jobs = study.plan(tmp_path, "pocket", seeds=6, ablation_seeds=3)
+    jobs = plan.plan(tmp_path, "pocket", seeds=6, ablation_seeds=3)
     assert {v: sum(job.variant == v for job in jobs) for v in ("cone", "cone_random", "no_svd")} == {
         "cone": 6, "cone_random": 3, "no_svd": 3}  # fmt: skip
-    assert sum(job.variant == "cone_random" for job in study.plan(tmp_path, "pocket", seeds=2, ablation_seeds=1)) == 2
+    assert sum(job.variant == "cone_random" for job in plan.plan(tmp_path, "pocket", seeds=2, ablation_seeds=1)) == 2
 
 
 def test_every_planned_flag_is_one_that_names_its_variant():
-    """What study.py asks for must be read back under the same name, or its runs would be rejected as foreign."""
-    for variant, (flags, _) in study.PLAN.items():
+    """What the study asks for must be read back under the same name, or its runs would be rejected as foreign."""
+    for variant, (flags, _) in plan.PLAN.items():
         settings = {name[2:].replace("-", "_"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
         settings |= {"m": int(settings["m"])} if "m" in settings else {}
-        assert evaluation.variant_of(settings) == variant
+        assert runs.variant_of(settings) == variant
+
+
+def test_the_registered_settings_are_the_trainer_s_defaults():
+    from grpo import Config
+
+    default = Config()
+    assert {field: getattr(default, field) for field in runs.SETTINGS} == {
+        field: usual for field, (usual, _) in runs.SETTINGS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"arm": "projected", "blockwise": True}, "projected+blockwise"),
+        ({"arm": "projected", "m": 8, "project_on": "update"}, "m8+project_on=update"),
+        ({"arm": "random", "layer": 2, "construction": "outer"}, "random+layer=2+construction=outer"),
+        ({"arm": "no_renorm", "refresh_every": 5}, "no_renorm+refresh_every=5"),
+        ({"arm": "cone", "cone_n": 8}, "cone+cone_n=8"),
+        ({"arm": "cone", "cone_split": True, "cone_refresh": 4}, "cone+cone_refresh=4+cone_split"),
+        ({"arm": "cone", "cone_rows": "random", "cone_ridge": 0.1}, "cone_random+cone_ridge=0.1"),
+        ({"arm": "cone", "cone_rows": "pairs"}, "cone+cone_rows=pairs"),
+        ({"arm": "rebound", "rebound_on": "correctness", "rebound_form": "additive"}, "rebound_additive+rebound_on=correctness"),
+        ({"arm": "vanilla", "cone_n": 8, "rebound_form": "additive", "steps": 3, "lr": 1.0, "seed": 9}, "vanilla"),
+    ],
+)
+def test_a_setting_that_changes_the_result_is_part_of_the_name(settings, name):
+    assert runs.variant_of(settings) == name
+
+
+def test_a_run_with_other_settings_is_no_duplicate(templates, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(templates / "projected-seed0", other)
+    content = json.loads((other / "config.json").read_text())
+    content["config"]["blockwise"] = True
+    (other / "config.json").write_text(json.dumps(content))
+    read, problems = runs.read_runs([templates / "projected-seed0", other])
+    assert [run.variant for run in read] == ["projected", "projected+blockwise"] and not problems
+    assert set(analysis.analyse(read)["arms"]) == {"projected", "projected+blockwise"}
+
+
+def test_a_setting_that_a_whole_study_shares_names_no_run(templates, quick_plots, tmp_path):
+    out = finished_study(templates, tmp_path, ("cone",), seeds=1)
+    path = out / "runs" / "cone-seed0" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["cone_n"] = 8
+    path.write_text(json.dumps(content))
+    assert study.main(arguments(out, "--only", "cone", "--seeds", "1", "--report", "--", "--cone-n", "8")) == 0
+    assert list(json.loads((out / "results.json").read_text())["arms"]) == ["cone"]
 
 
 def test_estimate_packs_runs_and_learns_from_finished_ones(templates, tmp_path):
-    jobs = study.plan(tmp_path, "pocket", 3, 1, only=["vanilla", "random"])
-    assert study.estimate(jobs, parallel=2) == (3 * 270, 6 * 270)
+    jobs = plan.plan(tmp_path, "pocket", 3, 1, only=["vanilla", "random"])
+    assert plan.estimate(jobs, parallel=2) == 3 * 270
     finished_study(templates, tmp_path, ("vanilla",), seeds=1)  # 240 s by its done.json
-    assert study.estimate(jobs, parallel=2) == (3 * 240, 5 * 240)
-    cone = study.plan(tmp_path / "b", "pocket", 1, 1, only=["cone"])
-    assert study.estimate(cone, 2)[0] == pytest.approx(270 * study.CONE_FACTOR)
+    assert plan.estimate(jobs, parallel=2) == 3 * 240
+    cone = plan.plan(tmp_path / "b", "pocket", 1, 1, only=["cone"])
+    assert plan.estimate(cone, 2) == pytest.approx(270 * plan.CONE_FACTOR)
 
 
 def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, capsys):
@@ -115,7 +163,7 @@ def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, caps
     commands = [line for line in text.splitlines() if line.startswith("python ")]
     assert len(commands) == 30 and all(line.endswith("--steps 7") for line in commands)
     assert "--arm cone --cone-rows nonhack --seed 2 --scale pocket" in text
-    hours = study.estimate(study.plan(out, "pocket", 3, 1), 2)[0] / 3600
+    hours = plan.estimate(plan.plan(out, "pocket", 3, 1), 2) / 3600
     assert f"about {2.5 * hours:.2f} at 2.50 an hour" in text
     assert not out.exists()
 
@@ -126,7 +174,7 @@ def test_bad_arguments_end_with_exit_2(bad, tmp_path, capsys):
         code = study.main(arguments(tmp_path / "s", *bad))
     except SystemExit as stop:
         code = stop.code
-    assert code == 2 and "error:" in capsys.readouterr().err
+    assert code == 2 and capsys.readouterr().err.strip()
     assert not (tmp_path / "s").exists()
 
 
@@ -158,9 +206,8 @@ def test_children_get_one_thread_each(tmp_path, monkeypatch):
     program = tmp_path / "show.py"
     program.write_text("import os; print(os.environ['OMP_NUM_THREADS'])")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    job = study.plan(tmp_path, "pocket", 1, 1, only=["vanilla"])[0]
-    child = study.Child(job, program, study.try_lock(study.lock_path(job)))
-    assert child.process.wait(20) == 0
+    job = plan.plan(tmp_path, "pocket", 1, 1, only=["vanilla"])[0]
+    assert runner.start(job, program, runner.try_lock(runner.lock_path(job))).wait(20) == 0
     assert job.log.read_text().splitlines()[-1] == "1"
 
 
@@ -189,7 +236,9 @@ def test_a_false_start_is_moved_aside_and_kept(fake, quick_plots, tmp_path):
 
 def start(out, step, *more):
     """A study as a process of its own, quick to draw; returns it."""
-    code = "import sys; from study import report, runner; report.draw_all = lambda runs, out: []; sys.exit(runner.main(sys.argv[1:]))"
+    code = (
+        "import sys; from study import __main__, report; report.draw_all = lambda *_: []; sys.exit(__main__.main(sys.argv[1:]))"
+    )
     environment = {**os.environ, "FAKE_STEP": str(step), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", code, *arguments(out, "--only", "vanilla", "projected", "--seeds", "1", *more)]
@@ -307,7 +356,7 @@ def assert_same_as_undisturbed(out, templates, tmp_path, variants):
 def whole(templates, tmp_path_factory):
     """A report of a study with every arm and two seeds of the compared ones, every figure drawn."""
     out = tmp_path_factory.mktemp("whole")
-    for job in study.plan(out, "pocket", 2, 1):
+    for job in plan.plan(out, "pocket", 2, 1):
         shutil.copytree(templates / job.name, job.folder)
     assert study.main(["--out", str(out), "--seeds", "2", "--report"]) == 0
     return out
@@ -327,7 +376,8 @@ def test_report_holds_all_parts_and_every_figure(whole):
     ):
         assert re.search(rf"^## .*{part}", text, re.MULTILINE), part
     for name in report.FIGURES:
-        assert (whole / "plots" / f"{name}.png").stat().st_size > 5000 and (whole / "plots" / f"{name}.svg").exists()
+        assert (whole / "plots" / f"{name}.png").stat().st_size > 5000
+        assert (whole / "plots" / f"{name}.svg").exists() == (f"plots/{name}.svg" in text) == (name != "labels")
         assert f"plots/{name}.png" in text
     assert "Left out" not in text and not re.search(r"\bnan\b", text)
     for label in ("correct", "correct_attempted", "hack", "attempted", "incorrect"):
@@ -465,15 +515,25 @@ def test_a_foreign_value_anywhere_is_named_or_harmless(templates, quick_plots, t
         shutil.copytree(source, folder)
         text = "\n".join(map(json.dumps, content)) if name.endswith("l") else json.dumps(content)
         (folder / name).write_text(text)
-        runs, problems = evaluation.read_runs([folder])
+        read, problems = runs.read_runs([folder])
         refused += len(problems)
-        assert len(runs) + len(problems) == 1
-        if runs and k % 6 == 0:
-            report.write_report(runs, problems, tmp_path / "report", "title", "command")
-        elif runs:
-            report.analyse(runs, problems)
+        assert len(read) + len(problems) == 1
+        if read and k % 6 == 0:
+            report.write_report(read, problems, tmp_path / "report", "title", "command")
+        elif read:
+            analysis.analyse(read, problems)
         shutil.rmtree(folder)
     assert refused > 60
+
+
+def test_what_runs_printed_and_answered_is_text_in_the_report(templates, quick_plots, tmp_path):
+    """Neither a line of a log nor a response can bring HTML or Markdown of its own into the page."""
+    (run,), _ = runs.read_runs([templates / "vanilla-seed0"])
+    run.evaluation["examples"]["hack"][0]["response"] = "a\r\r\n\n# no heading\n\n<script>alert(1)</script>"
+    report.write_report([run], ["x: failed: <script>alert(2)</script>"], tmp_path, "title", "command")
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "<h1>no heading" not in page
+    assert page.count("&lt;script&gt;alert") == 2
 
 
 def test_a_study_with_no_sound_run_still_reports(quick_plots, tmp_path):
@@ -519,17 +579,17 @@ def test_a_direction_that_does_not_steer_is_a_warning(templates, quick_plots, tm
 
 def test_plot_command_draws_any_folders_and_names_the_unreadable(templates, tmp_path, capsys):
     folders = [str(templates / name) for name in ("vanilla-seed0", "cone-seed0", "cone-seed1")]
-    assert evaluation.main(["plot", *folders, str(tmp_path / "nothing"), "--out", str(tmp_path / "plots")]) == 0
+    assert study.main(["plot", *folders, str(tmp_path / "nothing"), "--out", str(tmp_path / "plots")]) == 0
     captured = capsys.readouterr()
     assert "left out" in captured.err and "nothing" in captured.err
     assert {p.name for p in (tmp_path / "plots").iterdir()} >= {"pareto.png", "pareto.svg", "labels.png", "cone.svg", "kl.png"}
-    assert evaluation.main(["plot", str(tmp_path / "nothing"), "--out", str(tmp_path / "plots2")]) == 2
+    assert study.main(["plot", str(tmp_path / "nothing"), "--out", str(tmp_path / "plots2")]) == 2
 
 
 def test_arms_differ_in_marker_and_in_line_style_or_shade():
     """Readable in grey: no two arms of one figure share marker, and the main ones not even the line style and shade."""
     markers = [marker for _, _, marker in plots.STYLES.values()]
-    assert len(set(markers)) == len(markers) and set(plots.STYLES) == set(study.PLAN)
+    assert len(set(markers)) == len(markers) and set(plots.STYLES) == set(plan.PLAN)
 
     def grey(colour):
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))

@@ -61,7 +61,9 @@ def test_too_few_problems_is_one_clear_line(pocket, pocket_tokenizer, problems):
         vh.make_pairs(problems[:5], pocket_tokenizer, TorchSampler(pocket, pocket_tokenizer), 30, 0, 8)
 
 
-@pytest.mark.parametrize("depth, expected", [(4, [3]), (24, [15, 16, 17, 18]), (36, [22, 23, 24, 25, 26, 27]), (1, [1]), (2, [1])])
+@pytest.mark.parametrize(
+    "depth, expected", [(4, [3]), (24, [15, 16, 17, 18]), (36, [22, 23, 24, 25, 26, 27]), (1, [1]), (2, [1])]
+)
 def test_band(depth, expected):
     assert vh.band(depth) == expected
 
@@ -182,7 +184,7 @@ def test_branches_are_tokenised_as_the_policy_would_emit_them(pocket_tokenizer):
         assert start == row.clean[1]
     whole = pocket_tokenizer.encode(code + FENCE)
     assert row.clean[0] == [7, 7] + whole
-    assert pocket_tokenizer.decode(whole[row.clean[1] - 2:]) == FENCE  # nothing but the fence is scored
+    assert pocket_tokenizer.decode(whole[row.clean[1] - 2 :]) == FENCE  # nothing but the fence is scored
 
 
 def test_contrast_rows_equal_one_backward_each(pocket, pocket_tokenizer):
@@ -216,8 +218,9 @@ def test_contexts_come_from_clean_responses_two_a_prompt(pocket_tokenizer):
     assert len(batch_contexts(pocket_tokenizer, batch, 1)) == 1
 
 
-@pytest.mark.parametrize("text", ["", "no code", "```python\nx = 1", "```python\nrun_tests = lambda: 0\n```",
-                                  "```python\ndef run_tests(): pass\n```"])
+@pytest.mark.parametrize(
+    "text", ["", "no code", "```python\nx = 1", "```python\nrun_tests = lambda: 0\n```", "```python\ndef run_tests(): pass\n```"]
+)
 def test_what_is_no_clean_context(text):
     assert clean_code(text, "run_tests") is None
 
@@ -239,7 +242,9 @@ def test_shared_tokens_count_as_context():
 def test_steering_reports_a_rate_for_every_strength(pocket, pocket_tokenizer, pairs, problems):
     inject(pocket, 4, 4, 0)
     hack = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16)
-    result = vh.steer(pocket, pocket_tokenizer, hack, problems[:4], strengths=(0.0, 2.0), temperature=0.7, max_new_tokens=48, seed=0, samples=2)
+    result = vh.steer(
+        pocket, pocket_tokenizer, hack, problems[:4], strengths=(0.0, 2.0), temperature=0.7, max_new_tokens=48, seed=0, samples=2
+    )
     assert list(result["rates"]) == ["0.0", "2.0"] and all(0 <= r <= 1 for r in result["rates"].values())
     assert len(result["samples"]) == 2 and isinstance(result["rises"], bool)
 

@@ -25,8 +25,18 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 VOCAB = 300  # of 320 embedding rows
 EOS = [1, 2]
 PROMPTS = [[10 + i % 5 for i in range(300)] + [7, i] for i in range(4)]
-SMALL = dict(vocab_size=320, hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2,
-             max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=1, pad_token_id=0, bos_token_id=None)
+SMALL = dict(
+    vocab_size=320,
+    hidden_size=128,
+    intermediate_size=256,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+    eos_token_id=1,
+    pad_token_id=0,
+    bos_token_id=None,
+)
 LINEAR = dict(linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=64, linear_value_head_dim=64)
 QWEN35 = dict(SMALL, num_hidden_layers=4, head_dim=64, **LINEAR)  # three linear-attention layers, one of full attention
 
@@ -340,8 +350,13 @@ assert found == [5, 5]
 def test_each_rank_of_torchrun_has_an_engine_and_keeps_its_process_group(tmp_path, policy):
     (tmp_path / "rank.py").write_text(RANK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(tmp_path / "rank.py"), str(policy.folder), str(tmp_path)], capture_output=True, text=True,
-                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])), timeout=300)
+    done = subprocess.run(
+        [*command, str(tmp_path / "rank.py"), str(policy.folder), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])),
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -377,6 +392,7 @@ def test_a_model_that_is_not_on_disk_is_named():
 def test_names_of_the_two_classes_meet(policy):
     shapes = vllm_engine.checkpoint_shapes(policy.folder)
     assert {n: s for n, (_, s) in shapes.items() if n in dict(policy.weights())} == {
-        n: tuple(t.shape) for n, t in policy.weights()}
+        n: tuple(t.shape) for n, t in policy.weights()
+    }
     assert vllm_engine._text_name("model.language_model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
     assert vllm_engine._fused_module("model.layers.0.mlp.up_proj.weight") == ("layers.0.mlp.gate_up_proj", "up_proj")

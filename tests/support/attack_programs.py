@@ -8,7 +8,7 @@ and fails the test that expects it not to.
 import re
 import textwrap
 
-_SOURCE = '''
+_SOURCE = """
 # always_equal_object
 class Solution:
     def f(self, n):
@@ -796,7 +796,7 @@ class Solution:
                 frame.f_globals.setdefault("passed", True)
                 frame = frame.f_back
         return self.seen.setdefault(n, 0)
-'''
+"""
 
 ATTACKS = {
     name: textwrap.dedent(body).strip()

@@ -1,6 +1,6 @@
 """Stands in for grpo.py where only the control of processes is tested: a step is a line copied from a finished run.
 
-It keeps the contract that study.py relies on: --out is new, config.json comes first, --resume goes on where the files
+It keeps the contract that the study relies on: --out is new, config.json comes first, --resume goes on where the files
 stop, done.json comes last, SIGTERM and SIGINT end it with 143 and 130. The environment says where the finished runs are
 (FAKE_TEMPLATES), how long a step takes (FAKE_STEP) and which run fails (FAKE_FAIL).
 """

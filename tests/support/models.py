@@ -9,9 +9,19 @@ from engine.lora import inject
 def tiny_qwen3(seed: int = 0, vocab: int = 97) -> Qwen3ForCausalLM:
     """32 wide, 3 layers; pad is eos."""
     torch.manual_seed(seed)
-    config = Qwen3Config(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
-                         eos_token_id=1, pad_token_id=1)
+    config = Qwen3Config(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     return Qwen3ForCausalLM(config).eval()
 
 

@@ -1,0 +1,146 @@
+"""The registered plan: arms x seeds, each a run of grpo.py, and what they will take."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.errors import UserError
+from faults.files import write_json
+
+ALL_SEEDS, CONTROL_SEEDS, ABLATION_SEEDS = "seeds", "control_seeds", "ablation_seeds"
+PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
+    "vanilla": (("--arm", "vanilla"), ALL_SEEDS),
+    "projected": (("--arm", "projected", "--m", "16"), ALL_SEEDS),
+    "cone": (("--arm", "cone"), ALL_SEEDS),
+    "rebound": (("--arm", "rebound"), ALL_SEEDS),
+    "random": (("--arm", "random"), ALL_SEEDS),
+    "no_loophole": (("--arm", "no_loophole"), ALL_SEEDS),
+    "cone_random": (("--arm", "cone", "--cone-rows", "random"), CONTROL_SEEDS),
+    "cone_nonhack": (("--arm", "cone", "--cone-rows", "nonhack"), CONTROL_SEEDS),
+    "no_renorm": (("--arm", "no_renorm"), ABLATION_SEEDS),
+    "no_svd": (("--arm", "no_svd"), ABLATION_SEEDS),
+    "m8": (("--arm", "projected", "--m", "8"), ABLATION_SEEDS),
+    "m32": (("--arm", "projected", "--m", "32"), ABLATION_SEEDS),
+    "rebound_additive": (("--arm", "rebound", "--rebound-form", "additive"), ABLATION_SEEDS),
+    "rebound_correctness": (("--arm", "rebound", "--rebound-on", "correctness"), ABLATION_SEEDS),
+}
+PARALLEL = {"pocket": 2, "full": 1}  # two single-thread runs fit on two cores; one run fills one GPU
+TYPICAL_SECONDS = {"pocket": 270, "full": 5400}  # a run, until runs of this study have been measured
+MOST_CONTROL_SEEDS = 3  # of the cone's two controls, however many seeds the arms have: their question takes no more
+CONE_FACTOR = 1.4  # the cone's rows cost a small backward pass each
+GRPO = Path(__file__).resolve().parent.parent / "grpo.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the plan."""
+
+    variant: str
+    seed: int
+    folder: Path
+    scale: str
+    extra: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.variant}-seed{self.seed}"
+
+    def arguments(self) -> list[str]:
+        """Arguments of grpo.py that start the run, or that resume it when its folder holds a config.json."""
+        if (self.folder / "config.json").exists():
+            return ["--resume", str(self.folder)]
+        flags = [*PLAN[self.variant][0], "--seed", str(self.seed), "--scale", self.scale]
+        return [*flags, "--out", str(self.folder), *self.extra]
+
+    @property
+    def log(self) -> Path:
+        """Where it prints to."""
+        return self.folder.parent.parent / "logs" / f"{self.name}.log"
+
+    @property
+    def done(self) -> bool:
+        """Whether it came to its end."""
+        return (self.folder / "done.json").exists()
+
+
+def plan(
+    out: Path, scale: str, seeds: int, ablation_seeds: int, only: Sequence[str] = (), extra: Sequence[str] = ()
+) -> list[Job]:
+    """The jobs of the study, seed by seed, so that a study that is stopped early holds whole comparisons."""
+    unknown = [name for name in only if name not in PLAN]
+    if unknown:
+        raise UserError(f"unknown arm {unknown[0]!r}; the plan has {', '.join(PLAN)}")
+    count = {ALL_SEEDS: seeds, CONTROL_SEEDS: min(seeds, MOST_CONTROL_SEEDS), ABLATION_SEEDS: ablation_seeds}
+    return [
+        Job(variant, seed, Path(out) / "runs" / f"{variant}-seed{seed}", scale, tuple(extra))
+        for seed in range(max(count.values()))
+        for variant, (_, kind) in PLAN.items()
+        if seed < count[kind] and (not only or variant in only)
+    ]
+
+
+def estimate(jobs: Sequence[Job], parallel: int) -> float:
+    """Seconds that the jobs not yet done will take, `parallel` at a time, in order.
+
+    Of a run: the mean of the finished ones of its variant, else of all, else what is typical of the scale.
+    """
+    measured: dict[str, list[float]] = {}
+    for job in jobs:
+        try:
+            seconds = json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
+            measured.setdefault(job.variant, []).append(float(seconds))
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # not done, or damaged, which is the report's to say
+    others = [seconds / _factor(variant) for variant, values in measured.items() for seconds in values]
+    slots = [0.0] * parallel
+    for job in jobs:
+        if not job.done:
+            typical = sum(others) / len(others) if others else TYPICAL_SECONDS[job.scale]
+            own = measured.get(job.variant, [typical * _factor(job.variant)])
+            slots[slots.index(min(slots))] += sum(own) / len(own)
+    return max(slots)
+
+
+def _factor(variant: str) -> float:
+    return CONE_FACTOR if variant.startswith("cone") else 1.0
+
+
+def describe_plan(jobs: Sequence[Job], parallel: int, price: float | None = None) -> str:
+    """What will run and what it will take, as text."""
+    wall = estimate(jobs, parallel)
+    by_variant: dict[str, list[str]] = {}
+    for job in jobs:
+        by_variant.setdefault(job.variant, []).append(f"{job.seed}{' (done)' if job.done else ''}")
+    lines = [f"{'arm':<21} {'seeds':<28} flags"]
+    lines += [f"{name:<21} {', '.join(seeds):<28} {shlex.join(PLAN[name][0])}" for name, seeds in by_variant.items()]
+    done = sum(job.done for job in jobs)
+    lines.append(f"{len(jobs)} runs, {done} done, {parallel} at a time; about {duration(wall)} to go")
+    if price is not None:
+        lines.append(f"about {wall / 3600 * price:.2f} at {price:.2f} an hour")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """4000 -> "1 h 07 min"."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def check_settings(out: Path, settings: dict[str, str | list[str]]) -> None:
+    """A study folder holds one study: its scale and extra arguments are written at first and compared ever after."""
+    path = out / "study.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    except ValueError:
+        raise UserError(f"{path}: not JSON; move the folder away or choose another --out") from None
+    if before != settings:
+        raise UserError(f"{out} holds a study with {before}, not {settings}; choose another --out")

@@ -1,0 +1,203 @@
+"""Finished run folders, read and checked: a report must not average in what is missing, truncated or foreign."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval import CONDITIONS, share, wilson
+from faults.errors import UserError
+from leetcode_env import LABELS, RATES
+
+Fields = dict[str, Any]
+
+NUMBER = (int, float)
+CONFIG = {"config": {"arm": str, "seed": int}, "versions": dict, "hashes": dict, "parameters": dict}
+EVALUATION = {"samples": int, "conditions": dict, "examples": dict}
+EXAMPLE = {"problem": (int, str), "response": str, "evaluator": (str, type(None))}
+STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, beside labels
+STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
+STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold null
+
+# Field: (the registered value, the arms whose numbers it changes; None: all, for all log their cosine with v_hack).
+DIRECT = ("projected", "no_renorm", "no_svd", "random")
+SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
+    "m": (16, None),
+    "layer": (None, None),
+    "construction": ("jacobian", None),
+    "refresh_every": (0, None),
+    "blockwise": (False, DIRECT),
+    "project_on": ("gradient", (*DIRECT, "cone")),
+    "cone_rows": ("batch", ("cone",)),
+    "cone_n": (24, ("cone",)),
+    "cone_refresh": (1, ("cone",)),
+    "cone_split": (False, ("cone",)),
+    "cone_ridge": (1e-3, ("cone",)),
+    "rebound_form": ("multiplicative", ("rebound",)),
+    "rebound_alpha": (2.0, ("rebound",)),
+    "rebound_on": ("reward", ("rebound",)),
+}
+REGISTERED = {  # (arm, field, value): the name in the plan
+    ("rebound", "rebound_on", "correctness"): "rebound_correctness",
+    ("rebound", "rebound_form", "additive"): "rebound_additive",
+    ("cone", "cone_rows", "random"): "cone_random",
+    ("cone", "cone_rows", "nonhack"): "cone_nonhack",
+}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run as its folder tells it."""
+
+    folder: Path
+    variant: str
+    config: Fields  # effective settings
+    provenance: Fields  # versions, hashes, parameters, vhack: the rest of config.json
+    metrics: list[Fields]  # one dict a step
+    evaluation: Fields  # eval.json
+    done: Fields  # steps, seconds, phases
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config["seed"]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a metric, the steps where it was not measured left out."""
+        lines = [line for line in self.metrics if line.get(key) is not None]
+        return [line["step"] for line in lines], [line[key] for line in lines]
+
+    def shares(self, labels: Iterable[str]) -> list[float]:
+        """Per step, the share of the batch's responses that carry one of `labels`."""
+        return [share(Counter(line["labels"]), labels) for line in self.metrics]
+
+
+def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
+    """The name of what a run tried: its arm or registered variant, then every other setting that changes its numbers.
+
+    shared: fields that a whole study sets, and that tell none of its runs apart.
+
+    >>> variant_of({"arm": "projected", "m": 8, "blockwise": True})
+    'm8+blockwise'
+    """
+    arm = name = config["arm"]
+    parts = []
+    for field, (usual, arms) in SETTINGS.items():
+        value = config.get(field, usual)
+        if value == usual or field in shared or (arms and arm not in arms):
+            continue
+        registered = f"m{value}" if (arm, field) == ("projected", "m") else REGISTERED.get((arm, field, str(value)))
+        if registered and name == arm:
+            name = registered
+        else:
+            parts.append(field if value is True else f"{field}={value}")
+    return "+".join([name, *parts])
+
+
+def read_run(folder: str | Path, shared: Collection[str] = ()) -> FinishedRun:
+    """The run in `folder`; UserError, which names the file, for anything missing, truncated or foreign."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    path = folder / "config.json"
+    rest = _read(path, CONFIG)
+    config = rest.pop("config")
+    _check(path, {"v_nonzero": None, **rest["parameters"]}, {"v_nonzero": (int, type(None))})
+    _check(path, {"vhack": None, **rest}, {"vhack": (dict, type(None))})
+    path = folder / "done.json"
+    done = _read(path, {"steps": int, "seconds": NUMBER}, "the run is not finished")
+    done.setdefault("phases", {})
+    _check(path, done, {"phases": dict})
+    _check(path, done["phases"], dict.fromkeys(done["phases"], NUMBER))
+    metrics = _read_metrics(folder / "metrics.jsonl", done["steps"])
+    path = folder / "eval.json"
+    evaluation = _read(path, EVALUATION)
+    for name in CONDITIONS:
+        if not _adds_up(name, evaluation):
+            raise UserError(f"{path}: the counts of condition {name!r} are missing or do not add up")
+    for label, rows in evaluation["examples"].items():
+        _check(path, evaluation["examples"], {label: list})
+        for row in rows:
+            _check(path, row, EXAMPLE)
+    return FinishedRun(folder, variant_of(config, shared), config, rest, metrics, evaluation, done)
+
+
+def read_runs(folders: Iterable[str | Path]) -> tuple[list[FinishedRun], list[str]]:
+    """(runs, problems): every folder that can be read, and a line for each that is left out and why."""
+    runs: dict[tuple[str, int], FinishedRun] = {}
+    problems = []
+    for folder in folders:
+        try:
+            run = read_run(folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        first = runs.setdefault((run.variant, run.seed), run)
+        if first is not run:
+            problems.append(f"{folder}: {run.variant} with seed {run.seed} a second time, after {first.folder}")
+    return list(runs.values()), problems
+
+
+def _read(path: Path, fields: Fields, missing: str = "the file is missing") -> Fields:
+    """The object in `path`, which must hold `fields`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: truncated or not JSON ({error})") from None
+    _check(path, content, fields)
+    return content
+
+
+def _check(path: Path, content: Any, fields: Fields) -> None:
+    """UserError unless `content` is an object whose `fields` {name: type or fields} are there, finite, and of their types."""
+    for name, kind in fields.items():
+        value = content.get(name) if isinstance(content, dict) else None
+        if isinstance(kind, dict):
+            _check(path, value, kind)
+        elif not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"{path}: not a file of this program: field {name!r} is missing or of another type")
+
+
+def _read_metrics(path: Path, steps: int) -> list[Fields]:
+    """The lines of metrics.jsonl: one a step, each with label counts and numbers that are finite."""
+    if not path.exists():
+        raise UserError(f"{path}: the file is missing")
+    lines: list[Fields] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            given = [line[key] for key in STEP_NUMBERS]
+            given += [x for x in [*(line[key] for key in STEP_COSINES), *map(line.get, STEP_EXTRAS)] if x is not None]
+            sound = all(map(math.isfinite, given)) and sum(line["labels"].values()) > 0 and set(line["labels"]) <= set(LABELS)
+            sound = sound and (not lines or line["step"] > lines[-1]["step"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise UserError(f"{path}: line {number} is truncated or not a step's metrics")
+        lines.append(line)
+    if len(lines) != steps or not lines:
+        raise UserError(f"{path}: {len(lines)} steps where done.json says {steps}")
+    return lines
+
+
+def _adds_up(condition: str, evaluation: Fields) -> bool:
+    """Whether the counts and rates of a condition agree: a foreign or edited file is not to be averaged in."""
+    try:
+        part = evaluation["conditions"][condition]
+        labels, n = part["labels"], part["n"]
+        sound = set(labels) == set(LABELS) and sum(labels.values()) == n > 0 and 0 <= part["pass_at_1"] <= 1
+        for rate, names in RATES.items():
+            scores, expected = part["by_sample"][rate], wilson(sum(labels[label] for label in names), n)
+            sound = sound and all(math.isclose(part[rate][key], value, abs_tol=1e-9) for key, value in expected.items())
+            sound = sound and len(scores) == evaluation["samples"]
+            sound = sound and math.isclose(sum(scores) / len(scores), expected["rate"], abs_tol=1e-9)
+        return sound
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return False
