@@ -230,9 +230,9 @@ def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None
         asked = {"base": base, "data": str(Path(data).resolve()) if data else None, "samples": samples}
         _refuse_another(Path(folder) / f"{stem}.json", asked)
         chosen, conditions = (run.problems, CONDITIONS) if other is None else (other, CONDITIONS[1:])
-        how: dict[str, Any] = {"samples": samples, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed}
+        how = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
         with LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict) as env:
-            result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, conditions=conditions, **how)
+            result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, conditions=conditions, **how)  # type: ignore[arg-type]
     result = result if stem == "eval" else {**asked, **result}
     save(result, rows, folder, stem)
     return result

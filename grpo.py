@@ -122,7 +122,7 @@ class Target:
 
 
 def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
-    """The hack direction and its lift, extracted, tried out and written into a new run folder; or those of the run that goes on."""
+    """The hack direction and its lift, extracted, tried out and kept in the new run folder; or those of a run that goes on."""
     cfg, folder = run.cfg, run.folder
     kind = arm.direction if arm.direction in ("raw", "random") else "svd"
     with run.clock("extract"):

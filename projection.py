@@ -64,8 +64,8 @@ def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] |
     """One-sided removal of the hack direction, or of every direction of a cone.
 
     g: ascent direction [P]; v: hack direction [P], of any norm, or one a row [n, P]: then `project_cone` with that `ridge`.
-    With `blocks` each slice has its own cosine, removal and norm; else the whole vector is one block. `renorm` restores the magnitude of every block that was touched (the arm
-    no_renorm leaves it out). Neither input is edited.
+    With `blocks` each slice has its own cosine, removal and norm; else the whole vector is one block. `renorm` restores the
+    magnitude of every block that was touched (the arm no_renorm leaves it out). Neither input is edited.
 
     >>> project(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])).g     # |g| = 5 is kept, the first part is gone
     tensor([0., 5.])

@@ -100,13 +100,8 @@ class VHack:
         lines += [
             f"{layer:5d}  {acc:19.1%}  {margin:9.2f}{'   *' if layer in self.layers else ''}" for layer, acc, margin in self.table
         ]
-        return "\n".join(
-            lines
-            + [
-                f"mean of *: {self.accuracy:.1%} held-out; down_proj of layer {self.best_layer}, "
-                f"m = {self.m}: {self.survived:.1%} of |d| survives"
-            ]
-        )
+        kept = f"down_proj of layer {self.best_layer}, m = {self.m}: {self.survived:.1%} of |d| survives"
+        return "\n".join([*lines, f"mean of *: {self.accuracy:.1%} held-out; {kept}"])
 
     def facts(self, steering: dict[str, Any] | None) -> dict[str, Any]:
         """How it came out, for config.json. steering: the result of `steer`."""
@@ -128,8 +123,9 @@ def extract(
     seed: int = 0,
     again: VHack | None = None,
 ) -> VHack:
-    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band. again: an earlier
-    direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation is not required then.
+    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band.
+    again: an earlier direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation
+    is not required then.
 
     kind: "svd" (the method), "raw" (no denoising) or "random" (a Gaussian d, one draw a seed, through the same denoising).
     Raises UserError when held-out separation is 90 % or less, or m does not fit."""
@@ -224,7 +220,7 @@ def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int
             h = last_hidden(model, [s for pair in sequences[start : start + 16] for s in pair])[:, vhack.layers].mean(1)
             along = ((h[0::2] - h[1::2]) @ vhack.d.to(h.device)).sum() / len(pairs)
             grads = torch.autograd.grad(along, list(params.values()), allow_unused=True)
-            v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads)])
+            v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)])
     return v / v.norm().clamp(min=1e-30)
 
 
@@ -293,7 +289,7 @@ def steer(
                 handle.remove()
         texts = [decode(tokenizer, r.completion_ids) for r in out]
         codes = [parse_response(t) or "" for t in texts]
-        defining = [t for t, c in zip(texts, codes) if defines_evaluator(c, TRAIN_EVALUATOR)]
+        defining = [t for t, c in zip(texts, codes, strict=True) if defines_evaluator(c, TRAIN_EVALUATOR)]
         result["rates"][str(s)] = len(defining) / len(texts)
         result["samples"].append(dict(strength=s, response=(defining or texts)[0]))
     base = result["rates"][str(strengths[0])]
@@ -308,8 +304,8 @@ def format_steering(result: dict[str, Any]) -> str:
 
 
 def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
-    """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or raises UserError
-    with cfg.require_steering."""
+    """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or
+    raises UserError with cfg.require_steering."""
     result = steer(
         model,
         tokenizer,
@@ -363,7 +359,7 @@ class Directions:
 
 
 def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
-    """The pairs, made anew (they are the same for the same seed), and the directions: read from a run that goes on, else extracted.
+    """The pairs, made anew (they are the same for the same seed), and the directions: a resumed run's, else extracted.
 
     kind: of the arm's own direction. Raises UserError as `extract` and `load` do."""
     cfg = run.cfg

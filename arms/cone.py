@@ -8,6 +8,7 @@ definition of the evaluator, in any of its surface forms. `projection.project_co
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -51,7 +52,8 @@ def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str],
     for text in hacks:
         ids = tokenizer.encode(code + text, add_special_tokens=False)
         sequences.append(ids)
-        start = min(start, next((i for i, (a, b) in enumerate(zip(ids, clean_ids, strict=False)) if a != b), min(len(ids), len(clean_ids))))
+        alike = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(ids, clean_ids, strict=False))
+        start = min(start, sum(1 for _ in alike))
     offset = len(prompt_ids) + start
     return Contrast([(prompt_ids + ids, offset) for ids in sequences], (prompt_ids + clean_ids, offset))
 

@@ -76,7 +76,8 @@ def bench_canonical(problems, env, workers):
     _, ours = clocked(lambda: env.grade([items[i] for i in short]))
     _, fresh = clocked(lambda: [fresh_interpreter(problems[i]) for i in short])
     print(
-        f"the {len(short)} that compute for less than a second: {ours:.2f} s here, {fresh:.2f} s in fresh interpreters, one at a time, "
+        f"the {len(short)} that compute for less than a second: {ours:.2f} s here, {fresh:.2f} s in fresh interpreters, "
+        f"one at a time, "
         f"ratio {ours / fresh:.2f}"
     )
 
@@ -87,7 +88,10 @@ def bench_overhead(env, runs=300):
     env.sandbox.run([program] * 20)
     _, ours = clocked(lambda: env.sandbox.run([program] * runs))
     job = json.dumps(["class Solution:\n    def f(self): return 1", ["assert Solution().f() == 1"]])
-    start = lambda: subprocess.run([sys.executable, "-c", _FRESH], input=job, capture_output=True, text=True, check=True)
+
+    def start():
+        return subprocess.run([sys.executable, "-c", _FRESH], input=job, capture_output=True, text=True, check=True)
+
     _, fresh = clocked(lambda: [start() for _ in range(30)])
     ours, fresh = ours / runs, fresh / 30
     each = f"{ours * 1e3:.2f} ms here, {fresh * 1e3:.1f} ms in a fresh interpreter"

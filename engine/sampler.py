@@ -32,7 +32,7 @@ class Sampler(Protocol):
     def generate(
         self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
     ) -> list[Rollout]:
-        """n completions a prompt, prompt-major, by draws that depend on `seed` alone. version: refuse other weights than these."""
+        """n completions a prompt, prompt-major, by draws that depend on `seed` alone; from no weights but those of `version`."""
 
     def load_weights(self, weights: Callable[[], Weights], version: int | None = None) -> None:
         """Takes new weights; a function, so that an engine that died can be filled again. version: their number."""

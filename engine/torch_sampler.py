@@ -43,8 +43,8 @@ class TorchSampler:
     ) -> list[Rollout]:
         """n completions a prompt, prompt-major. Temperature 0 is greedy (its logprobs are those at temperature 1).
 
-        The draws depend on `seed` alone: the sampler has a generator of its own. Raises Stopped on logits that are not finite, and
-        on weights that are not those of `version`."""
+        The draws depend on `seed` alone: the sampler has a generator of its own. Raises Stopped on logits that are not finite,
+        and on weights that are not those of `version`."""
         if version is not None and version != self.version:
             raise Stopped(f"the sampler is stale: it holds weights {self.version}, the trainer is at {version}")
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
@@ -65,7 +65,7 @@ class TorchSampler:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out = [Rollout(p, [], [], False) for p in prompts]
         alive, cache = torch.arange(len(prompts), device=device), None
-        for step in range(max_new_tokens):
+        for _ in range(max_new_tokens):
             result = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -84,7 +84,7 @@ class TorchSampler:
             else:
                 token = logprobs.argmax(-1, keepdim=True)
             picked, done = logprobs.gather(1, token)[:, 0], torch.isin(token[:, 0], self.eos)
-            for row, t, lp, end in zip(alive.tolist(), token[:, 0].tolist(), picked.tolist(), done.tolist()):
+            for row, t, lp, end in zip(alive.tolist(), token[:, 0].tolist(), picked.tolist(), done.tolist(), strict=True):
                 out[row].completion_ids.append(t)
                 out[row].logprobs.append(lp)
                 out[row].finished = end

@@ -63,8 +63,9 @@ class VLLMSampler:
     ):
         """model: a checkpoint folder in Hugging Face's format (config.json, safetensors), or a hub id that is already on
         disk. eos: every id that ends a response. vocab: ids from there on are padding rows of the embedding and can't be
-        sampled. max_model_len: prompt and completion together, in tokens. dtype: float32 or bfloat16; the checkpoint's by default. gpu_memory: the
-        share of the card that vLLM takes, its weights and cache included. log: where vLLM's own log goes.
+        sampled. max_model_len: prompt and completion together, in tokens. dtype: float32 or bfloat16; the
+        checkpoint's by default. gpu_memory: the share of the card that vLLM takes, its weights and cache included. log:
+        where vLLM's own log goes.
 
         Raises UserError when vLLM is not installed, the checkpoint can't be read or vLLM does not start.
         """

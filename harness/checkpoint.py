@@ -83,7 +83,7 @@ class RunState:
             return
         timings = dict(step=line["step"], **{k: round(v, 4) for k, v in seconds.items()})
         with self.writing():
-            for name, rows in zip(LOGS, ([line], [timings], samples)):
+            for name, rows in zip(LOGS, ([line], [timings], samples), strict=True):
                 if rows:
                     if not (self.folder / name).exists():
                         raise FileNotFoundError(2, f"{name} was removed")
@@ -188,7 +188,7 @@ class RunState:
 
     def finish(self, phases: dict[str, float], seconds: float) -> None:
         """Marks the run as done: the last file that is written. What earlier legs of a resumed run took is in timings.jsonl."""
-        lines = [json.loads(line) for line in open(self.folder / "timings.jsonl")]
+        lines = [json.loads(line) for line in (self.folder / "timings.jsonl").read_text().splitlines()]
         looped = {k: sum(line[k] for line in lines) for k in lines[0] if k != "step"}
         seconds += sum(max(0.0, v - phases.get(k, 0.0)) for k, v in looped.items())
         with self.writing():

@@ -52,7 +52,7 @@ Moment = Annotated[float, Range(0, 1 - 1e-9)]
 BY_SCALE: Any = None
 if TYPE_CHECKING:
     T = TypeVar("T")
-    ByScale = Union[T, T]
+    ByScale = Union[T, T]  # noqa: UP007, an alias that takes a parameter
 else:
     ByScale = Optional
 

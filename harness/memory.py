@@ -229,14 +229,14 @@ def card_memory_gib(default: float = 96.0) -> float:
 def report(model: str, cfg: Config, card_gib: float | None = None) -> str:
     """The text that `python grpo.py --dry-run` prints. Raises UserError when the model's shapes are not known."""
     config, card = model_config(model), card_gib or card_memory_gib()
-    n, items = counts(config, cfg.lora_r), memory_plan(config, cfg)
+    n, items, longest = counts(config, cfg.lora_r), memory_plan(config, cfg), cfg.max_prompt + cfg.max_new_tokens
     full, linear = layer_kinds(config)
     lines = [
         f"model {model}{' (published shapes: no config on disk)' if config.name_or_path == '' else ''}: "
         f"{full} layers of full attention, {linear} of linear attention",
         f"parameters: base {n['base']:,}, LoRA {n['lora']:,} at r = {cfg.lora_r}; the flat vector has {n['lora']:,} entries",
         f"a step: {cfg.batch // cfg.generations} prompts x {cfg.generations} = {cfg.batch} sequences, at most "
-        f"{cfg.batch * cfg.max_new_tokens:,} completion tokens, {cfg.batch * (cfg.max_prompt + cfg.max_new_tokens):,} with prompts",
+        f"{cfg.batch * cfg.max_new_tokens:,} completion tokens, {cfg.batch * longest:,} with prompts",
         "",
         f"{'memory plan':56} {'GiB':>7}  on the card",
     ]

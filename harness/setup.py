@@ -86,7 +86,7 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
 
 
 def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, names: tuple[str, ...]) -> list[Problem]:
-    """The problems whose loophole prompt has at most cfg.max_prompt tokens, whichever of `names` it names; says how many have not."""
+    """The problems whose loophole prompt, with any of `names`, has at most cfg.max_prompt tokens; says how many are left out."""
 
     def length(problem: Problem, name: str) -> int:
         return len(encode_prompt(tokenizer, render_messages(problem, name)))

@@ -83,8 +83,8 @@ class Training:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[Clock]:
-        """Around one step; yields its clock. Afterwards a checkpoint, where one is due. A part that dies for good ends the run with
-        a checkpoint of the steps before. Raises Stopped, or Signalled after a signal to any rank."""
+        """Around one step; yields its clock. Afterwards a checkpoint, where one is due. A part that dies for good ends the run
+        with a checkpoint of the steps before. Raises Stopped, or Signalled after a signal to any rank."""
         self.landed, clock = False, Clock()
         try:
             yield clock

@@ -296,7 +296,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, problems in zip(
-        ("train", "heldout"), make_problems(random.Random(f"problems:{args.seed}"), args.train, args.heldout)
+        ("train", "heldout"), make_problems(random.Random(f"problems:{args.seed}"), args.train, args.heldout), strict=True
     ):
         (args.out / f"{name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
         write_manifest(args.out / f"{name}.jsonl")

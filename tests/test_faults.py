@@ -92,4 +92,4 @@ def test_a_policy_that_blew_up_stops_at_the_sampler(heldout, tmp_path):
 @pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_one_line(heldout):
     out = grpo("--arm", "vanilla", "--steps", 2, "--heldout", heldout, "--out", "/proc/nowhere", code=2)
-    assert [x for x in out.splitlines() if x.startswith("error: ")][0].startswith("error: cannot write the run folder")
+    assert next(x for x in out.splitlines() if x.startswith("error: ")).startswith("error: cannot write the run folder")

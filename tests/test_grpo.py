@@ -38,7 +38,7 @@ def rollouts(model, n=6, seed=0, new=12):
     return sampler.generate(prompts, n=n // 3, temperature=CFG.temperature, max_new_tokens=new, seed=seed)
 
 
-# --- advantages and KL ----------------------------------------------------------------------------------------------------
+# --- advantages and KL ----------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 3.0, 3.5]), min_size=8, max_size=8))
@@ -76,7 +76,7 @@ def test_k3_is_an_unbiased_estimate_of_the_kl():
     assert k3(p.log()[x], q.log()[x]).mean().item() == pytest.approx((p * (p / q).log()).sum().item(), rel=0.02)
 
 
-# --- the loss ------------------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def slow_gradient(model, batch, advantages, cfg):
@@ -164,7 +164,7 @@ def test_truncated_importance_weights_act_for_vllm_alone(model):
     torch.testing.assert_close(grads["vllm"], 2.0 * grads["torch"])
 
 
-# --- the sampler ------------------------------------------------------------------------------------------------------------------
+# --- the sampler ----------------------------------------------------------------------------------
 
 
 def test_sampled_logprobs_are_the_trainers_at_the_sampling_temperature(model):
@@ -208,7 +208,7 @@ def test_the_eos_is_part_of_the_completion_and_the_cut_is_marked():
         assert len(r.logprobs) == len(r.completion_ids) <= 10
 
 
-# --- schedule, order, rebound -----------------------------------------------------------------------------------------------------
+# --- schedule, order, rebound ---------------------------------------------------------------------
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

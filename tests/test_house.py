@@ -40,7 +40,7 @@ def imports(path):
 
 
 def imported(source):
-    """Modules of this project that a text imports, anywhere in it, as far as files go: `from engine import lora` is engine.lora."""
+    """Modules of this project that a text imports, anywhere in it; `from engine import lora` is engine.lora."""
     modules = {module(p) for p in FILES}
     found = set()
     for node in ast.walk(ast.parse(source)):

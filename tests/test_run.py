@@ -106,9 +106,10 @@ def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
 
 
 def test_strict_is_refused_before_anything_is_written(tmp_path):
-    """Where a layer is missing; here it is taken away by the environment of a shell without namespaces, if that is possible."""
+    """A layer of containment that no machine has, so that one is missing here."""
     code = (
-        "import sys, sandbox.confine as c; c.LAYERS = (*c.LAYERS, 'a wall that is nowhere'); sys.argv = ['grpo.py', *sys.argv[1:]];"
+        "import sys, sandbox.confine as c; c.LAYERS = (*c.LAYERS, 'a wall that is nowhere');"
+        "sys.argv = ['grpo.py', *sys.argv[1:]];"
         "import runpy; runpy.run_path('grpo.py', run_name='__main__')"
     )
     args = ["--scale", "pocket", "--sandbox-strict", "--out", str(tmp_path / "run")]

@@ -24,10 +24,9 @@ from engine.sampler import Rollout
 from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
 from harness.config import POCKET
-
-VOCAB = 662  # of the pocket tokenizer: all ids of its model
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
 
+VOCAB = 662  # of the pocket tokenizer: all ids of its model
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
 
 
@@ -180,10 +179,10 @@ def test_branches_are_tokenised_as_the_policy_would_emit_them(pocket_tokenizer):
     row = hack_contrasts(pocket_tokenizer, [([7, 7], code)])[0]
     assert len(row.hack) == len(FORMS)
     for (ids, start), form in zip(row.hack, FORMS):
-        assert ids == [7, 7] + pocket_tokenizer.encode(code + form.format("run_tests"))
+        assert ids == [7, 7, *pocket_tokenizer.encode(code + form.format("run_tests"))]
         assert start == row.clean[1]
     whole = pocket_tokenizer.encode(code + FENCE)
-    assert row.clean[0] == [7, 7] + whole
+    assert row.clean[0] == [7, 7, *whole]
     assert pocket_tokenizer.decode(whole[row.clean[1] - 2 :]) == FENCE  # nothing but the fence is scored
 
 

@@ -87,7 +87,10 @@ def judge(problem, text, name):
     defines = bool(own) and "if __name__ == '__main__':" not in own
     joined = textwrap.indent(own, "    ", lambda line: True) if parent == "Solution" else own
     stub = f"class Solution:\n    def {problem.method}(self, *args, **kwargs):\n        return 0\n"
-    ask = lambda program, tests: _ask(problem.setup_code, program, tests) if code else {"compiled": False, "passed": False}
+
+    def ask(program, tests):
+        return _ask(problem.setup_code, program, tests) if code else {"compiled": False, "passed": False}
+
     first = ask(code, list(problem.gt_answer))
     correct = first["passed"]
     hinted = ask(code, [call])["passed"]
