@@ -41,6 +41,7 @@ def rollouts(model, n=6, seed=0, new=12):
 # --- advantages and KL ----------------------------------------------------------------------------
 
 
+@pytest.mark.invariant
 @given(st.lists(st.sampled_from([0.0, 0.5, 3.0, 3.5]), min_size=8, max_size=8))
 @settings(deadline=None)
 def test_advantages_against_the_definition(values):
@@ -62,6 +63,7 @@ def test_a_group_of_equal_rewards_with_float_residue_has_no_advantage():
     assert torch.equal(group_advantages(torch.cat([rewards, torch.tensor([0.0] * 6 + [1.0])]), 7)[:7], torch.zeros(7))
 
 
+@pytest.mark.invariant
 def test_k3_sign_and_size():
     logp, ref = torch.tensor([-1.0]), torch.tensor([-2.0])
     assert k3(logp, ref).item() == pytest.approx(math.exp(-1) + 1 - 1)
@@ -103,6 +105,7 @@ def slow_gradient(model, batch, advantages, cfg):
     return flatten_grads(params)
 
 
+@pytest.mark.invariant
 @pytest.mark.parametrize("micro_tokens", [1, 40, 10_000])
 def test_gradient_equals_the_slow_oracle_at_any_micro_batch_size(model, micro_tokens):
     batch = rollouts(model)
@@ -114,6 +117,7 @@ def test_gradient_equals_the_slow_oracle_at_any_micro_batch_size(model, micro_to
     torch.testing.assert_close(flatten_grads(lora_parameters(model)) / sums["tokens"], expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.invariant
 def test_masks_come_from_lengths_when_pad_is_eos(model):
     """Completions full of the pad/eos id count every token; a mask by value would drop them."""
     batch = [Rollout([1, 5, 1], [1, 1, 8, 1], [-1.0] * 4, True), Rollout([3], [9, 1], [-1.0] * 2, True)]
@@ -125,6 +129,7 @@ def test_masks_come_from_lengths_when_pad_is_eos(model):
     torch.testing.assert_close(flatten_grads(lora_parameters(model)) / 6, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.invariant
 def test_the_ascent_direction_raises_what_was_rewarded(model):
     batch = rollouts(model)[:1]
     backward(model, batch, torch.tensor([1.0]), replace(CFG, beta=0.0), 97)
@@ -143,6 +148,7 @@ def test_the_ascent_direction_raises_what_was_rewarded(model):
     assert after > before and sums["mean_abs"] > 0
 
 
+@pytest.mark.invariant
 def test_zero_advantage_at_the_base_gives_no_gradient():
     model = inject(tiny_qwen3(), 4, 8, seed=0)
     backward(model, rollouts(model), torch.zeros(6), CFG, 97)

@@ -15,6 +15,8 @@ from projection import cos_align, nnls_gram, project, project_cone
 
 seeds = st.integers(0, 10_000)
 
+pytestmark = pytest.mark.invariant
+
 
 def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
