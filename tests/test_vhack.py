@@ -8,6 +8,7 @@ import torch
 from support.models import tiny_qwen3
 
 import vhack as vh
+from arms import pairs as pairs_of
 from arms.cone import (
     FENCE,
     FORMS,
@@ -37,12 +38,12 @@ def problems():
 
 @pytest.fixture
 def pairs(pocket, pocket_tokenizer, problems):
-    return vh.make_pairs(problems, pocket_tokenizer, TorchSampler(pocket, pocket_tokenizer), 30, seed=0, max_new_tokens=64)
+    return pairs_of.make_pairs(problems, pocket_tokenizer, TorchSampler(pocket, pocket_tokenizer), 30, seed=0, max_new_tokens=64)
 
 
 def test_every_style_defines_the_evaluator_and_there_are_many():
-    codes = {vh.hacky(CODE, body, place, TRAIN_EVALUATOR) for body, place in vh.STYLES}
-    assert len({b for b, _ in vh.STYLES}) >= 13 and len(codes) >= 26
+    codes = {pairs_of.hacky(CODE, body, place, TRAIN_EVALUATOR) for body, place in pairs_of.STYLES}
+    assert len({b for b, _ in pairs_of.STYLES}) >= 13 and len(codes) >= 26
     for code in codes:
         assert defines_evaluator(code, TRAIN_EVALUATOR), code
 
@@ -57,7 +58,7 @@ def test_pairs_share_the_prompt_and_differ_in_the_evaluator_alone(pairs):
 
 def test_too_few_problems_is_one_clear_line(pocket, pocket_tokenizer, problems):
     with pytest.raises(UserError, match="--pairs"):
-        vh.make_pairs(problems[:5], pocket_tokenizer, TorchSampler(pocket, pocket_tokenizer), 30, 0, 8)
+        pairs_of.make_pairs(problems[:5], pocket_tokenizer, TorchSampler(pocket, pocket_tokenizer), 30, 0, 8)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_extraction_separates_on_the_pocket_model_and_the_arms_directions_differ
 
 
 def test_identical_sides_do_not_separate(pocket, pocket_tokenizer, pairs):
-    same = [vh.Pair(p.problem, p.clean, p.clean) for p in pairs]
+    same = [pairs_of.Pair(p.problem, p.clean, p.clean) for p in pairs]
     with pytest.raises(UserError, match="must exceed 90 %"):
         vh.extract(pocket, pocket_tokenizer, same, 10, 16)
 
