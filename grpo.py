@@ -8,8 +8,8 @@ policy is 1 and its clipping never acts: both are left out. The loss is one toke
 bonus. Kept: group-normalised advantages and the k3 KL term to the base model, which is the same model, adapter off.
 
 What this project adds stands in the loop of `train`, in plain sight: g is the ascent direction (minus the flat loss
-gradient), `cos_align(g, v)` says how much of it points along the hack direction, `project` takes that part out and restores
-the magnitude, and the optimizer gets what is left.
+gradient), `cos_align(g, v_hack)` says how much of it points along the hack direction, `project(g, v)` removes that part where the
+cosine is positive (it never adds any) and restores the magnitude, and the optimizer gets what is left.
 """
 
 from __future__ import annotations
@@ -76,19 +76,19 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Config, vocab: int) -> dict[str, float]:
     """Adds the gradient of the *summed* loss to .grad, in micro-batches; returns sums of diagnostics over tokens.
 
-    The caller divides by the one global token count, so that micro-batching changes nothing but memory."""
+    The caller divides by one count, all completion tokens of the batch over all ranks: micro-batching changes memory alone."""
     sums: dict[str, float] = defaultdict(float)
-    for group in micro_batches([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], cfg.micro_tokens):
-        some = [rollouts[i] for i in group]
+    for members in micro_batches([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], cfg.micro_tokens):
+        some = [rollouts[i] for i in members]
         batch = Batch([r.prompt_ids + r.completion_ids for r in some], [len(r.prompt_ids) for r in some], model.device)
-        adv = advantages[torch.tensor(group)].to(model.device)[batch.row]  # [tokens]
+        adv = advantages[torch.tensor(members)].to(model.device)[batch.row]  # [tokens]
         sampled = torch.tensor([x for r in some for x in r.logprobs], device=model.device)  # [tokens]
 
         with torch.no_grad(), adapter_off(model):
             ref_logp = batch.logprobs(model, cfg.temperature, vocab)  # [tokens]
         logp = batch.logprobs(model, cfg.temperature, vocab)  # [tokens]
         log_ratio = logp.detach() - sampled  # [tokens] trainer against sampler: 0 up to rounding, or the engine is stale
-        weight = log_ratio.exp().clamp(max=cfg.tis_cap) if cfg.rollout == "vllm" else 1.0  # [tokens]
+        weight = log_ratio.exp().clamp(max=cfg.tis_cap) if cfg.rollout == "vllm" else 1.0  # [tokens] constants
         kl = k3(logp, ref_logp)  # [tokens]
         # exp(logp - logp.detach()) is 1 with the gradient of logp: the on-policy ratio
         loss = (-adv * weight * (logp - logp.detach()).exp() + cfg.beta * kl).sum()
@@ -113,7 +113,7 @@ class Target:
     """What a step is measured against and projected on. A checkpoint holds it beside the adapter and the optimizer."""
 
     v_hack: Tensor  # [P] the lift of the run's hack direction: cos_align and cos_update are taken with it in every arm
-    v: Tensor | None  # what the step is projected on: [P], or [n, P] for a cone; None where nothing is removed (yet)
+    v: Tensor | None  # what the step is projected on: [P], or [n, P] for a cone; None: nothing is removed
 
     def kept(self, cfg: Config) -> dict[str, Tensor]:
         """What a checkpoint needs of it: rows that are made anew at every step are not."""
@@ -123,37 +123,39 @@ class Target:
 
 def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
     """The hack direction and its lift, extracted, tried out and kept in the new run folder; or those of a run that goes on."""
-    cfg, folder = run.cfg, run.folder
+    cfg, folder, ranks = run.cfg, run.folder, run.ranks
     kind = arm.direction if arm.direction in ("raw", "random") else "svd"
     with run.clock("extract"):
-        d = vh.directions(run.run, kind, cfg.resume)
+        d = vh.directions(run.parts, kind, cfg.resume)
         print(d.hack.format())
         steering = None if cfg.resume else vh.check_steering(run.model, run.tokenizer, d.hack, run.heldout, cfg)
         held = run.resume()
-        target = Target(held["v_hack"], held.get("v")) if held else lifted(run, d, arm)
+        target = Target(held["v_hack"], held.get("v")) if held else target_now(run, d, arm)
     if not cfg.resume:
-        run.state.create(describe(run.run, d.hack.pairs, d.hack.facts(steering), int(torch.count_nonzero(target.v_hack))))
-    if run.ranks.first and not (folder / "v_hack.safetensors").exists():
+        run.state.create(
+            describe(run.parts, d.hack.pairs, d.hack.facts(steering), int(torch.count_nonzero(target.v_hack)), ranks.size)
+        )
+    if ranks.first and not (folder / "v_hack.safetensors").exists():
         with run.state.writing():
             d.save(folder, cfg.model)
     return d, target
 
 
-def lifted(run: Training, d: vh.Directions, arm: Arm) -> Target:
+def target_now(run: Training, d: vh.Directions, arm: Arm) -> Target:
     """The directions in LoRA space, at the current adapter; the same on every rank."""
-    v_hack, v = map(run.ranks.from_rank, d.lifted(run.run))  # [P] each
+    v_hack, v = map(run.ranks.from_rank, d.lifted(run.parts))  # [P] each
     return Target(v_hack, v if arm.direction in ("svd", "raw", "random") else None)
 
 
 def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Problem], list[Rollout], list[str], list[Grade]]:
     """This rank's share of a step: `generations` responses of the policy as it is now to each prompt, and their grades."""
     cfg, evaluator = run.cfg, TRAIN_EVALUATOR if arm.loophole else None
-    prompts = run.ranks.share(batch_problems(run.problems, step, cfg))
+    mine = run.ranks.share(batch_problems(run.problems, step, cfg))
     with clock("sync"):
         run.sampler.load_weights(partial(merged_weights, run.model), version=step)
     with clock("rollout"):
         rollouts = run.sampler.generate(
-            [encode_prompt(run.tokenizer, render_messages(p, evaluator)) for p in prompts],
+            [encode_prompt(run.tokenizer, render_messages(p, evaluator)) for p in mine],
             n=cfg.generations,
             temperature=cfg.temperature,
             max_new_tokens=cfg.max_new_tokens,
@@ -162,7 +164,7 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
         )
         run.sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
-    problems = [p for p in prompts for _ in range(cfg.generations)]
+    problems = [p for p in mine for _ in range(cfg.generations)]
     with clock("grade"):
         grades = run.env.grade([(p, text, evaluator) for p, text in zip(problems, texts, strict=True)])
     return problems, rollouts, texts, grades
@@ -176,7 +178,7 @@ def train(cfg: Config) -> Path:
     with Training(cfg) as run:
         model, params, optimizer, ranks = run.model, run.params, run.optimizer, run.ranks
         d, target = prepare(run, arm)
-        contexts = d.contexts(run.run)  # (prompt ids, clean code): the cone may take them instead of the batch's
+        contexts = d.contexts(run.parts)  # (prompt ids, clean code): the cone may take them instead of the batch's
         blocks = list(slices(params).values()) if cfg.blockwise else None  # each its own cosine, removal and norm
 
         for step in run.steps():
@@ -206,7 +208,7 @@ def train(cfg: Config) -> Path:
                 with clock("project"):
                     # --- the hack direction, as fresh as asked for
                     if cfg.refresh_every and step and step % cfg.refresh_every == 0:
-                        fresh = lifted(run, d, arm)
+                        fresh = target_now(run, d, arm)
                         target = replace(fresh, v=target.v) if arm.direction == "rows" else fresh
                     odds = None
                     if arm.direction == "rows" and (target.v is None or step % cfg.cone_refresh == 0):
@@ -215,12 +217,12 @@ def train(cfg: Config) -> Path:
                         )
                     v = target.v  # [P], or [n, P]
 
-                    # --- how much of g points hack-ward, and g' without that part, at the magnitude of g
+                    # --- how much of g points hack-ward; g' without that part, at the magnitude of g; g where it points away
                     cos = cos_align(g, target.v_hack)  # signed, before anything is removed, in every arm
-                    done = None
+                    projected = None
                     if v is not None and cfg.project_on == "gradient":
-                        done = project(g, v, arm.renorm, blocks, cfg.cone_ridge)
-                    write_grads(params, -(done.g if done else g))  # the optimizer descends: it gets the loss gradient's sign
+                        projected = project(g, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                    write_grads(params, -(projected.g if projected else g))  # AdamW minimises: .grad is minus what ascends
 
                 # --- clip, and the step that lands
                 grad_norm = torch.nn.utils.clip_grad_norm_(list(params.values()), cfg.clip).item()
@@ -231,8 +233,9 @@ def train(cfg: Config) -> Path:
                     optimizer.param_groups[0]["lr"] = learning_rate(step, cfg)
                     optimizer.step()
                     if v is not None and cfg.project_on == "update":
-                        done = project(flatten_params(params) - before, v, arm.renorm, blocks, cfg.cone_ridge)
-                        write_params(params, before + done.g)
+                        moved = flatten_params(params) - before  # [P]
+                        projected = project(moved, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        write_params(params, before + projected.g)
                     cos_update = cos_align(flatten_params(params) - before, target.v_hack)  # of the step that really landed
 
                 # --- the log line
@@ -241,20 +244,20 @@ def train(cfg: Config) -> Path:
                     cos_align=cos,
                     cos_update=cos_update,
                     grad_norm=grad_norm,
-                    removed=done.removed if done else 0.0,
-                    active_rows=done.active if done else 0,
-                    vanished=done.vanished if done else 0,
-                    zero_blocks=done.zero_blocks if done else 0,
+                    removed=projected.removed if projected else 0.0,
+                    active_rows=projected.active if projected else 0,
+                    vanished=projected.vanished if projected else 0,
+                    zero_blocks=projected.zero_blocks if projected else 0,
                     row_logodds=odds,
                 )
                 if (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
-                    line["cos_d0"] = cos_align(d.hack.d, d.moved(run.run).d)
+                    line["cos_d0"] = cos_align(d.hack.d, d.moved(run.parts).d)
                 run.to_save = target.kept(cfg)
                 run.log(line, clock, problems, texts, grades)
 
         if run.ranks.first:
             run.finish()
-            with run.clock("evaluate"):
+            with run.clock("evaluate"), run.ending():
                 run.sampler.load_weights(partial(merged_weights, model))
                 result, rows = evaluation.evaluate(
                     run.sampler, run.tokenizer, run.env, run.heldout, samples=cfg.eval_samples, seed=cfg.seed,

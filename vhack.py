@@ -9,11 +9,12 @@ zero in every A and depends on the random A in every B, so the v of one run mean
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from arms.cone import FORMS, contrast_rows, hack_contrasts
@@ -36,6 +37,7 @@ from engine.forward import last_hidden
 from engine.lora import flatten, lora_modules, lora_parameters, slices
 from engine.model import band, decode, decoder_layers, encode_prompt
 from engine.torch_sampler import TorchSampler
+from faults.files import write_atomic
 from harness.memory import STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
@@ -157,7 +159,7 @@ def extract(
     denoised, survived = denoise(d, writer, m)
     if kind == "raw":
         denoised, survived = d / d.norm(), 1.0
-    return VHack(denoised, raw.norm().item(), layers, best, m, accuracy, survived, table, pairs_hash(pairs))
+    return VHack(denoised.cpu(), raw.norm().item(), layers, best, m, accuracy, survived, table, pairs_hash(pairs))
 
 
 def save(vhack: VHack, path: str | Path, model_name: str) -> None:
@@ -173,7 +175,7 @@ def save(vhack: VHack, path: str | Path, model_name: str) -> None:
         survived=repr(vhack.survived),
         table=json.dumps(vhack.table),
     )
-    save_file({"d": vhack.d.cpu().contiguous()}, path, metadata=meta)
+    write_atomic(path, save_tensors({"d": vhack.d.cpu().contiguous()}, metadata=meta))
 
 
 def load(path: str | Path) -> VHack:
@@ -353,9 +355,9 @@ class Directions:
 
     def save(self, folder: Path, model: str) -> None:
         """v_hack.safetensors, and v_own.safetensors where the arm has one of its own."""
-        save(self.hack, folder / "v_hack.safetensors", model)
         if self.own is not self.hack:
             save(self.own, folder / "v_own.safetensors", model)
+        save(self.hack, folder / "v_hack.safetensors", model)  # the last: where it is, both are
 
 
 def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
@@ -378,14 +380,16 @@ def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
 @command
 def main() -> None:
     """python vhack.py [the fields of grpo.py]: extract, print the table of layers, steer, print samples, save."""
-    run = set_up(resolve(CONFIG))
-    cfg, path = run.cfg, Path(run.cfg.out or "v_hack.safetensors")
+    path = Path(CONFIG.out or "v_hack.safetensors")
     if path.exists():
         raise UserError(f"{path} already exists: name another with --out")
-    hack = directions(run, "svd").hack
-    print(hack.format())
-    for sample in check_steering(run.model, run.tokenizer, hack, run.problems, cfg)["samples"]:
-        print(f"--- strength {sample['strength']}\n{sample['response']}")
+    cfg = replace(resolve(CONFIG), out=None)
+    run = set_up(cfg)
+    with contextlib.closing(run.sampler):
+        hack = directions(run, "svd").hack
+        print(hack.format())
+        for sample in check_steering(run.model, run.tokenizer, hack, run.problems, cfg)["samples"]:
+            print(f"--- strength {sample['strength']}\n{sample['response']}")
     save(hack, path, cfg.model)
     print(f"saved {path}")
 

@@ -137,7 +137,7 @@ class RunState:
             try:
                 meta, tensors = read_checkpoint(path)
                 self._check(meta)
-                self._load(tensors, meta["step"])
+                self._load(tensors)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
                 print(f"checkpoint {path.stem} is torn or foreign ({e}); trying the one before it")
                 continue
@@ -176,13 +176,13 @@ class RunState:
                 f.truncate(size)
 
     @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor], done: int) -> None:
+    def _load(self, tensors: dict[str, Tensor]) -> None:
         for name, p in self.params.items():
             if tensors[f"param.{name}"].shape != p.shape:
                 raise ValueError(f"{name} has another shape")
         for name, p in self.params.items():
             p.copy_(tensors[f"param.{name}"])
-            if f"adam.step.{name}" in tensors or done:  # before the first step AdamW has no moments
+            if f"adam.step.{name}" in tensors:  # before the first step AdamW has no moments
                 state = {k: tensors[f"adam.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
                 self.optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in state.items()}
 

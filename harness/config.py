@@ -205,6 +205,12 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--batch {cfg.batch} must be a multiple of --generations {cfg.generations}")
     if cfg.pairs_heldout >= cfg.pairs - 1:
         raise UserError(f"--pairs-heldout {cfg.pairs_heldout} must leave at least 2 of --pairs {cfg.pairs} to extract from")
+    if cfg.construction == "contrast" and cfg.arm in ("random", "no_svd"):
+        raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
+    if cfg.arm == "cone" and cfg.blockwise:
+        raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
+    if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
+        raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
     return cfg
 
 
@@ -247,6 +253,8 @@ def resumed(given: Config, argv: Sequence[str] | None = None) -> Config:
     Raises UserError when the run is done, or naming the fields given now that would change its result."""
     folder = given.resume
     assert folder is not None
+    if given.out:
+        raise UserError(f"--resume {folder} goes on in that folder: leave --out away")
     saved = read_config(folder)
     if (folder / "done.json").exists():
         raise UserError(f"{folder} is finished: nothing to resume")

@@ -98,6 +98,8 @@ class Ranks:
         """Around what waits for the other ranks. One that has ended without a word is a part of this run that died."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise PartDied(f"another rank of this run has ended ({str(error).splitlines()[0][:120]})") from None
 

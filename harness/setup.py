@@ -81,7 +81,7 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
         dtype=str(model.dtype).removeprefix("torch."),
         max_seqs=cfg.batch,
         gpu_memory=share,
-        log=Path(cfg.out or "runs") / "vllm.log",
+        log=Path(f"{cfg.out or 'runs/engine'}.vllm.log"),  # beside the run folder: nothing is in that before the run begins
     )
 
 
@@ -100,16 +100,22 @@ def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, nam
     return kept
 
 
-def describe(run: Run, pairs: str, vhack: dict[str, Any], v_nonzero: int) -> dict[str, Any]:
+def hashes(cfg: Config) -> dict[str, str]:
+    """What says which model and data a run used."""
+    return dict(model=model_hash(cfg.model), data=file_hash(cfg.data), heldout=file_hash(cfg.heldout))
+
+
+def describe(run: Run, pairs: str, vhack: dict[str, Any], v_nonzero: int, ranks: int) -> dict[str, Any]:
     """The content of config.json: effective settings, versions, hashes, sizes, and how the direction came out (`vhack`).
 
-    pairs: their hash. v_nonzero: entries of v that are not 0, which decide what |cos| a random direction would show."""
+    pairs: their hash. ranks: how many processes share a batch, which decides the sampling seeds. v_nonzero: entries of v that are
+    not 0, which decide what |cos| a random direction would show."""
     cfg, lora = run.cfg, sum(p.numel() for p in lora_parameters(run.model).values())
-    hashes = dict(model=model_hash(cfg.model), data=file_hash(cfg.data), heldout=file_hash(cfg.heldout), pairs=pairs)
     return dict(
         config=portable(cfg),
         versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__),
-        hashes=hashes,
+        hashes=hashes(cfg) | {"pairs": pairs},
+        ranks=ranks,
         parameters=dict(base=sum(p.numel() for p in run.model.parameters()) - lora, lora=lora, v_nonzero=v_nonzero),
         vhack=vhack,
     )

@@ -5,6 +5,7 @@ clocks, logs and checkpoints, behind one `with` around the run and one around th
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
 import time
@@ -18,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.lora import lora_parameters, save_adapter
-from faults.errors import PartDied, Signalled, Stopped
+from faults.errors import PartDied, Signalled, Stopped, UserError
 from harness import checkpoint, journal
 from harness.config import Config
 from harness.journal import Clock
 from harness.ranks import Ranks
-from harness.setup import set_up
+from harness.setup import hashes, set_up
 from leetcode_env import Grade, LeetCodeEnv, Problem
 
 
@@ -32,11 +33,11 @@ class Training:
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
-        self.folder = Path(cfg.out or f"runs/{cfg.arm}-m{cfg.m}-seed{cfg.seed}-{cfg.scale}")
+        self.folder = cfg.out = Path(cfg.out or f"runs/{cfg.arm}-m{cfg.m}-seed{cfg.seed}-{cfg.scale}")
         self.clock, self.started = Clock(), time.perf_counter()
         self.start = 0  # the step to begin with
         self.nonfinite = 0  # steps left out because something in them was not finite
-        self.landed = False  # whether the step at work has changed the parameters
+        self.landed = False  # whether the step at work is over, so that a checkpoint of the steps before it comes too late
         self.to_save: dict[str, Tensor] = {}  # what a checkpoint holds beside adapter and optimizer; the loop sets it
 
     def __enter__(self) -> Training:
@@ -47,11 +48,11 @@ class Training:
             checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)
             self.ranks.share(list(range(cfg.batch // cfg.generations)))
             self.ranks.barrier()  # no rank looks after the first has written
-            self.env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))
             run = set_up(cfg)
             stack.callback(run.sampler.close)
+            self.env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))
             self.model, self.tokenizer, self.sampler, self.vocab = run.model, run.tokenizer, run.sampler, run.vocab
-            self.run, self.problems, self.heldout = run, run.train, run.problems
+            self.parts, self.problems, self.heldout = run, run.train, run.problems
             self.params = lora_parameters(run.model)
             self.optimizer = torch.optim.AdamW(self.params.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
             self.state = checkpoint.RunState(self.folder, self.params, self.optimizer, writes=self.ranks.first)
@@ -65,21 +66,27 @@ class Training:
         """What the newest whole checkpoint holds beside adapter and optimizer, which are loaded; {} where there is none."""
         if not self.cfg.resume:
             return {}
+        self._require_the_same()
         self.state.change(self.cfg)
         self.start, held = self.state.resume()
         self.nonfinite = int(held.pop("nonfinite", torch.tensor(0)))
         return {k: t.to(self.model.device) for k, t in held.items()}
 
+    def _require_the_same(self) -> None:
+        """Raises UserError when the run that goes on had another model, other data or another number of ranks."""
+        saved = json.loads((self.folder / "config.json").read_text())
+        now = hashes(self.cfg) | {"ranks": self.ranks.size}
+        differ = [k for k, v in now.items() if v != (saved["hashes"] | {"ranks": saved["ranks"]}).get(k)]
+        if differ:
+            raise UserError(f"{self.folder} was begun with another {' and another '.join(differ)}: it would not be the same run")
+
     def steps(self) -> Iterator[int]:
         """The steps that are left, with a progress bar; a signal from here on ends the run after a whole step."""
         cfg = self.cfg
-        self.signal = self.stack.enter_context(checkpoint.signals())
-        left = range(self.start, cfg.steps)
-        off = not self.ranks.first
-        self.bar = self.stack.enter_context(
-            tqdm(left, initial=self.start, total=cfg.steps, desc=cfg.arm, file=sys.stdout, disable=off)
-        )
-        yield from self.bar
+        left, off = range(self.start, cfg.steps), not self.ranks.first
+        bar = tqdm(left, initial=self.start, total=cfg.steps, desc=cfg.arm, file=sys.stdout, disable=off)
+        with checkpoint.signals() as self.signal, bar as self.bar:
+            yield from self.bar
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[Clock]:
@@ -91,7 +98,7 @@ class Training:
             number = max(self.ranks.gather([self.signal()]))
         except PartDied as error:
             saved = "the last checkpoint stands"
-            if not self.landed:
+            if not self.landed and self.ranks.first:
                 self.save(step)
                 saved = f"saved after {step} steps"
             raise Stopped(f"{error}; {saved}, go on with: python grpo.py --resume {self.folder}") from None
@@ -110,8 +117,8 @@ class Training:
         """Whether the step may land. One whose loss, logprobs or gradient are not finite leaves its batch in the run folder.
 
         Raises Stopped at the (--skip-nonfinite + 1)-th of them."""
+        self.landed = True  # also where it is left out: from here on this step is over
         if math.isfinite(sums["loss"] + sums["mean_abs"] + grad_norm):
-            self.landed = True
             return True
         self.nonfinite += 1
         rollouts = [asdict(r) for r in batch.pop("rollouts")]
@@ -140,6 +147,14 @@ class Training:
         """The adapter in its folder, as PEFT reads it."""
         with self.state.writing():
             save_adapter(self.model, self.folder / "adapter", self.cfg.model)
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Around the evaluation, when every step is done and saved. Raises Stopped, which says how to evaluate."""
+        try:
+            yield
+        except PartDied as error:
+            raise Stopped(f"{error}; every step is done, to evaluate: python grpo.py --resume {self.folder}") from None
 
     def gathered(self, *lists: list[Any]) -> list[list[Any]]:
         """Each list over all ranks, on every rank."""

@@ -148,3 +148,22 @@ def test_the_arms_of_the_command_line_are_those_of_the_table():
 def test_check_returns_the_same_config():
     cfg = Config()
     assert check(cfg) is cfg
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--construction", "contrast", "--arm", "random"),
+        ("--blockwise", "--arm", "cone"),
+        ("--cone-split", "--arm", "cone", "--cone-rows", "nonhack"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(args):
+    with pytest.raises(UserError, match=args[0]):
+        parse(args)
+
+
+def test_a_resumed_run_stays_in_its_folder(folder, tmp_path):
+    argv = ["--resume", str(folder), "--out", str(tmp_path / "elsewhere")]
+    with pytest.raises(UserError, match="--out"):
+        resumed(parse(argv), argv)

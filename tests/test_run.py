@@ -161,3 +161,12 @@ def test_a_model_that_is_nowhere_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = refused("--model", "no/such", "--out", tmp_path / "out")
     assert "no/such" in said and "--model" in said and not (tmp_path / "out").exists()
+
+
+def test_a_run_begun_with_other_data_is_not_gone_on_with(undisturbed, heldout, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    config = json.loads((undisturbed[0] / "config.json").read_text())
+    config["hashes"]["heldout"] = "0" * 16
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "another heldout" in refused("--resume", folder)
