@@ -84,9 +84,12 @@ class Training:
         """The steps that are left, with a progress bar; a signal from here on ends the run after a whole step."""
         cfg = self.cfg
         left, off = range(self.start, cfg.steps), not self.ranks.first
+        loop = self.stack.enter_context(contextlib.ExitStack())  # so that an error, too, ends the bar before its line is printed
+        self.signal = loop.enter_context(checkpoint.signals())
         bar = tqdm(left, initial=self.start, total=cfg.steps, desc=cfg.arm, file=sys.stdout, disable=off)
-        with checkpoint.signals() as self.signal, bar as self.bar:
-            yield from self.bar
+        self.bar = loop.enter_context(bar)
+        yield from self.bar
+        loop.close()
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[Clock]:
