@@ -3,32 +3,37 @@
     with Sandbox() as sandbox:
         outcomes = sandbox.run([Program(source="def f(x): return x", calls=["f(1)"], accept=lambda i, value: value == 1)])
 
-A worker (`worker.py`) is a lean interpreter, confined by `confine.py`, that forks for every program. The fork reads the
-program and the calls from a socket of its own, and writes back each call's value in a bounded encoding of plain data. What
-the caller expects is in neither process: a program that forges messages can forge values alone.
+A worker (`worker.py`) is a lean interpreter, confined by `confine.py`, that forks for every program; here a thread waits for
+each worker. The fork reads the program and the calls from a socket of its own, and writes back each call's value in a bounded
+encoding of plain data. What the caller expects is in neither process: a program that forges messages can forge values alone.
+
+No program stops a run. One whose worker ends is tried once more on a fresh worker, and is judged wrong if that ends too;
+workers are replaced as often as it takes, for as long as a new one runs an honest program.
 """
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import logging
 import marshal
 import os
-import selectors
+import queue
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from faults.errors import PartDied, UserError
 from sandbox import confine, wire
-from sandbox.program import Outcome, Program, Run, why
+from sandbox.program import Outcome, Program, Verdict, why
 from sandbox.worker import CPU_SECONDS, WALL_SECONDS, WALL_SLACK
 
 log = logging.getLogger(__name__)
@@ -36,21 +41,21 @@ log = logging.getLogger(__name__)
 # The worker's whole command: the project's folder is on its path while it imports its own modules, and no longer.
 _WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sandbox import worker; worker.start(sys.argv[1:])"
 _ROOT = str(Path(__file__).resolve().parent.parent)
+_HONEST = Program("def f(): return 1", ["f()"], lambda i, value: value == 1)
+_START_SECONDS = 60.0  # of trying before the machine, and not a program, is taken to be at fault
+_PREFIX = "sandbox-"
 
 
 class SandboxDied(PartDied):
-    """A worker died twice: the machine is out of memory, or something kills the project's processes."""
+    """No worker can be started that runs an honest program: the machine is out of memory, processes or disk."""
 
 
 class SandboxIncomplete(UserError):
     """`strict` was asked for and a layer of containment is missing here; the text names it."""
 
 
-_Waiting = deque[tuple[int, Program]]
-
-
 class Sandbox:
-    """A pool of workers, one per core by default. Not thread-safe: one caller at a time."""
+    """A pool of workers, one per core by default. Not thread-safe: one caller at a time. restarts: workers replaced so far."""
 
     def __init__(
         self,
@@ -63,22 +68,24 @@ class Sandbox:
         """strict: raise SandboxIncomplete when a layer of containment is missing, instead of one loud line in the log.
         without: layers to leave off, for tests of the others.
         cpu_seconds, wall_seconds: what one program may use; CPU seconds are those of a fast core, slower ones get more."""
-        self._count = workers or _usable_cores()
+        self.restarts = 0
         self._limits = cpu_seconds, wall_seconds
         self._options = [str(cpu_seconds), str(wall_seconds), *without]
-        self._restarts_left = 1
-        self._base = tempfile.mkdtemp(prefix="sandbox-")
-        os.chmod(self._base, 0o711)  # a worker that drops root's rights passes through to its own directory
-        self._workers: list[_Handle] = []
+        self._closed = False
+        self._base, self._lock = _own_folder()
+        count = workers or _usable_cores()
+        self._workers: list[_Worker] = []
+        self._threads = ThreadPoolExecutor(count, "sandbox")
         try:
-            self._workers = [_Handle(self._base, self._options) for _ in range(self._count)]
-            self.layers = self._workers[0].ready()
-            for worker in self._workers[1:]:
-                worker.ready()
+            self._workers = [_Worker(self._base, self._options) for _ in range(count)]
+            self.layers, *_ = [worker.ready() for worker in self._workers]
             self._report(strict)
         except BaseException:
             self.close()
             raise
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(count):
+            self._idle.put(number)
 
     def __enter__(self) -> Sandbox:
         return self
@@ -93,96 +100,63 @@ class Sandbox:
 
     def close(self) -> None:
         """End the workers and remove their directory."""
+        self._closed = True
+        for worker in self._workers:
+            worker.hang_up()
+        self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.close()
         self._workers = []
         shutil.rmtree(self._base, ignore_errors=True)
+        with suppress(OSError):
+            os.close(self._lock)
 
     def run(self, programs: Iterable[Program]) -> list[Outcome]:
-        """The outcomes, in the order of `programs`. Raises SandboxDied when a worker dies for the second time, and RuntimeError
-        once the sandbox is closed, which an exception in here does too: answers in flight must not meet the next batch."""
-        if not self._workers:
+        """The outcomes, in the order of `programs`. Raises SandboxDied when no worker can be started that runs an honest
+        program, and RuntimeError once the sandbox is closed, which an exception in here does too."""
+        if self._closed:
             raise RuntimeError("the sandbox is closed")
-        outcomes: dict[int, Outcome] = {}
-        waiting = deque(enumerate(programs))
-        with selectors.DefaultSelector() as selector:
-            for number, worker in enumerate(self._workers):
-                selector.register(worker.control, selectors.EVENT_READ, number)
+        try:
+            return list(self._threads.map(self._outcome, programs))
+        except BaseException:
+            self.close()
+            raise
+
+    def _outcome(self, program: Program) -> Outcome:
+        """In a thread: the outcome, of the first worker that lives to tell it; two chances."""
+        number = self._idle.get()
+        try:
+            for _ in range(2):
+                worker = self._workers[number]
+                verdict = worker.judge(program, self._limits)
+                if not worker.alive:
+                    self._replace(number)
+                if verdict.decided:
+                    return verdict.outcome
+            verdict.decide(False, "ended its worker twice")
+            return verdict.outcome
+        finally:
+            self._idle.put(number)
+
+    def _replace(self, number: int) -> None:
+        """Put a worker that runs an honest program in the place of one that ended."""
+        self._workers[number].close()
+        self.restarts += 1
+        if self.restarts & (self.restarts - 1) == 0:  # an attack can make many: the 1st, 2nd, 4th, 8th are told
+            log.warning("sandbox: worker %d ended and is replaced; %d so far", self._workers[number].pid, self.restarts)
+        trying_until = time.monotonic() + _START_SECONDS
+        while True:
+            if self._closed:
+                raise RuntimeError("the sandbox is closed")
             try:
-                while waiting or any(worker.run for worker in self._workers):
-                    self._start(waiting, selector)
-                    for key, _ in selector.select(timeout=5.0):
-                        self._handle(key, selector, waiting, outcomes)
-                    self._check_deadlines(selector, waiting)
-            except BaseException:
-                self.close()
-                raise
-        return [outcomes[index] for index in sorted(outcomes)]
-
-    def _start(self, waiting: _Waiting, selector: selectors.BaseSelector) -> None:
-        for worker in self._workers:
-            while waiting and worker.run is None:
-                index, program = waiting.popleft()
-                try:
-                    run = worker.start(index, program)
-                except OSError:
-                    self._replace(worker, selector, waiting)
-                    waiting.appendleft((index, program))
-                    break
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if run.outbox else 0)
-                selector.register(run.stream, events, worker)
-
-    def _handle(
-        self, key: selectors.SelectorKey, selector: selectors.BaseSelector, waiting: _Waiting, outcomes: dict[int, Outcome]
-    ) -> None:
-        if isinstance(key.data, _Handle):
-            self._serve_stream(key.data, selector)
-            return
-        worker = self._workers[key.data]
-        if key.fileobj is not worker.control:
-            return  # of a worker that was replaced in this round
-        report = worker.read_report()
-        if report is None:
-            self._replace(worker, selector, waiting)
-        elif report:
-            run = worker.run
-            assert run is not None
-            if not run.ended:
-                selector.unregister(run.stream)
-            outcomes[run.index] = worker.finish(run, report, self._limits)
-
-    def _serve_stream(self, worker: _Handle, selector: selectors.BaseSelector) -> None:
-        run = worker.run
-        if run is None or run.ended:
-            return
-        _push(run)
-        if worker.pull(run):
-            run.ended = True
-            selector.unregister(run.stream)
-        elif not run.outbox:
-            selector.modify(run.stream, selectors.EVENT_READ, worker)
-
-    def _check_deadlines(self, selector: selectors.BaseSelector, waiting: _Waiting) -> None:
-        for worker in list(self._workers):
-            if worker.run and time.monotonic() - worker.run.started > self._limits[1] * WALL_SLACK + 30.0:
-                self._replace(worker, selector, waiting)
-
-    def _replace(self, worker: _Handle, selector: selectors.BaseSelector, waiting: _Waiting) -> None:
-        """Start a new worker in place of a dead one, once; its program runs again from the start."""
-        number = self._workers.index(worker)
-        selector.unregister(worker.control)
-        if worker.run:
-            if not worker.run.ended:
-                selector.unregister(worker.run.stream)
-            waiting.appendleft((worker.run.index, worker.run.program))
-        worker.close()
-        if not self._restarts_left:
-            raise SandboxDied("a sandbox worker died for the second time; see the log for the first")
-        self._restarts_left -= 1
-        log.warning("sandbox: worker %d died and was restarted; a second death stops the run", worker.pid)
-        self._workers[number] = _Handle(self._base, self._options)
-        self._workers[number].ready()
-        selector.register(self._workers[number].control, selectors.EVENT_READ, number)
+                self._workers[number] = _Worker(self._base, self._options)
+                self._workers[number].ready()
+                return
+            except (SandboxDied, OSError) as error:
+                self._workers[number].close()
+                if time.monotonic() > trying_until:
+                    raise SandboxDied(str(error)) from None
+                time.sleep(0.5)
 
     def _report(self, strict: bool) -> None:
         missing = {name: self.layers["off"].get(name, "not here") for name in confine.LAYERS if name not in self.layers["on"]}
@@ -195,113 +169,106 @@ class Sandbox:
             log.warning("SANDBOX INCOMPLETE, untrusted code runs with fewer walls: %s", lacking)
 
 
-class _Handle:
-    """The caller's view of one worker process. control: the worker's own socket; run: what it is at; pid: 0 until it is ready."""
+class _Worker:
+    """The caller's view of one worker process. pid: 0 until it is ready. alive: False once it ended or fell silent.
+
+    Its control socket carries requests there and reports back, each with the kernel's word on who sent it (Linux): a program
+    that got hold of the other end could not speak for its worker."""
 
     def __init__(self, base: str, options: Sequence[str]):
         scratch = tempfile.mkdtemp(dir=base)
-        self.control, theirs = socket.socketpair()
-        self.run: Run | None = None
-        self.pid = 0
-        self._report = b""
-        command = [sys.executable, "-s", "-B", "-c", _WORKER, _ROOT, str(theirs.fileno()), scratch, *options]
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"},  # the order of a set is the same in every worker
-            cwd="/",
-            start_new_session=True,  # Ctrl-C is for the trainer, which ends its batch first
-        )
-        theirs.close()
+        self._control, theirs = socket.socketpair()
+        if _CREDENTIALS:
+            self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.pid, self.alive = 0, True
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-B", "-c", _WORKER, _ROOT, scratch, *options],
+                stdin=theirs.fileno(),  # a fixed number, whatever the caller has open; nothing above standard error is inherited
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PYTHONHASHSEED": "0"},  # the order of a set is the same in every worker
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for the trainer, which ends its batch first
+            )
 
     def ready(self) -> dict[str, dict[str, str]]:
-        """Wait for two lines, in either order: the worker's process id, and its layers, which are returned as "on" and "off".
-
-        Raises SandboxDied when the worker ends first."""
+        """Wait for two lines, in either order, the worker's process id and its layers, and for an honest program's outcome.
+        Returns the layers, "on" and "off". Raises SandboxDied when the worker ends first or cannot run that program."""
+        self._control.settimeout(_START_SECONDS)
         text = b""
-        while text.count(b"\n") < 2:
-            chunk = self.control.recv(1 << 16)
-            if not chunk:
-                raise SandboxDied(f"a sandbox worker did not start (exit code {self._process.wait()}): {text.decode()}")
-            text += chunk
+        try:
+            while text.count(b"\n") < 2:
+                chunk = self._control.recv(1 << 16)
+                if not chunk:
+                    raise SandboxDied(f"a sandbox worker did not start: {text.decode() or 'it ended without a word'}")
+                text += chunk
+        except OSError as error:
+            raise SandboxDied(f"a sandbox worker did not start: {error}") from None
         self.pid, layers = sorted(map(wire.decode, text.splitlines()), key=lambda line: isinstance(line, list))
+        verdict = self.judge(_HONEST, (CPU_SECONDS, WALL_SECONDS))
+        if not verdict.outcome.passed:
+            raise SandboxDied(f"an honest program fails in the sandbox here: {verdict.outcome.note or 'its worker ended'}")
         return dict(zip(("on", "off"), layers, strict=True))
 
-    def start(self, index: int, program: Program) -> Run:
-        """Send the program. Raises OSError when the worker is gone."""
+    def judge(self, program: Program, limits: tuple[int, float]) -> Verdict:
+        """Run the program and draw the verdict; it stays undecided when the worker ended or fell silent before.
+
+        limits: seconds of CPU and of wall time, the worker's to enforce; silence far beyond them means that it cannot."""
+        verdict = Verdict(program)
+        until = time.monotonic() + limits[1] * WALL_SLACK + 30.0
+        try:
+            with self._request(program) as stream:
+                stream.settimeout(until - time.monotonic())
+                with suppress(ConnectionError):  # a program may end, or close its socket, before all is read
+                    stream.sendall(_job(program))
+                    stream.shutdown(socket.SHUT_WR)
+                    while not verdict.decided and time.monotonic() < until and (chunk := stream.recv(1 << 18)):
+                        verdict.take(chunk)
+            if verdict.decided:
+                self._control.sendall(wire.HEAD.pack(wire.KILL, 0))  # let the worker end the run now
+            self._control.settimeout(max(until - time.monotonic(), 1.0))
+            report = self._report()
+            if not verdict.decided:
+                verdict.decide(False, why(*report, limits))
+        except OSError:
+            self.alive = False
+        return verdict
+
+    def _request(self, program: Program) -> socket.socket:
+        """Our end of a new run's own socket; the worker has the other, and the program's setup. Raises OSError."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        job = {
-            "source": program.source,
-            "calls": list(program.calls),
-            "shape": list(program.shapes or ["value"] * len(program.calls)),
-            "returns": program.returns,
-            "probe": program.probe,
-            "has_setup": bool(program.setup.strip()),
-        }
         setup = program.setup.encode("utf-8", "surrogatepass")
-        with theirs:
-            try:
-                socket.send_fds(self.control, [wire.HEAD.pack(wire.RUN, len(setup))], [theirs.fileno()])
-                self.control.sendall(setup)
-            except OSError:
-                ours.close()
-                raise
-        self.run = Run(index, program, ours, memoryview(marshal.dumps(job)), time.monotonic())
-        _push(self.run)
-        return self.run
-
-    def pull(self, run: Run) -> bool:
-        """Read and judge frames; True at the end of the stream."""
         try:
-            chunk = run.stream.recv(1 << 18)
-        except BlockingIOError:
-            return False
+            with theirs:
+                socket.send_fds(self._control, [wire.HEAD.pack(wire.RUN, len(setup))], [theirs.fileno()])
+                self._control.sendall(setup)
         except OSError:
-            return True
-        if not run.decided:
-            run.inbox += chunk
-            run.judge()
-            if run.decided:
-                run.inbox.clear()
-                # Let the worker end the run now. One that is gone is noticed by its silence.
-                with contextlib.suppress(OSError):
-                    self.control.sendall(wire.HEAD.pack(wire.KILL, 0))
-        return not chunk
+            ours.close()
+            raise
+        return ours
 
-    def read_report(self) -> tuple[int, int, float] | tuple[()] | None:
-        """The worker's report on the run's end: None when the worker is gone, () when it is not all there yet."""
-        try:
-            chunk = self.control.recv(wire.REPORT.size - len(self._report))
-        except OSError:
-            return None
-        if not chunk:
-            return None
-        self._report += chunk
-        if len(self._report) < wire.REPORT.size:
-            return ()
-        (status, reason, cpu_seconds), self._report = wire.REPORT.unpack(self._report), b""
-        return status, reason, cpu_seconds
+    def _report(self) -> tuple[int, int, float]:
+        """The worker's report on the run's end, dropping what anybody else wrote there. Raises OSError when it is gone."""
+        data = b""
+        while len(data) < wire.REPORT.size:
+            chunk, ancillary, _, _ = self._control.recvmsg(wire.REPORT.size - len(data), _CREDENTIALS)
+            if not chunk:
+                raise ConnectionResetError
+            senders = [struct.unpack("3i", sent)[0] for _, kind, sent in ancillary if kind == _SCM_CREDENTIALS]
+            if senders == [self.pid] or not _CREDENTIALS:
+                data += chunk
+        return wire.REPORT.unpack(data)
 
-    def finish(self, run: Run, report: tuple[int, int, float], limits: tuple[int, float]) -> Outcome:
-        """The outcome of the run that has ended, after whatever it still had in its socket."""
-        while not run.ended and not run.decided:
-            before = len(run.inbox), run.frames
-            run.ended = self.pull(run) or (len(run.inbox), run.frames) == before
-        if not run.decided:
-            run.decide(False, why(*report, limits))
-        run.stream.close()
-        self.run = None
-        return run.outcome
+    def hang_up(self) -> None:
+        """Let the worker end itself, and a thread that waits for it wake up."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the worker and everything under it."""
-        if self.run:
-            self.run.stream.close()
-        self.control.close()
+        self.hang_up()
+        self._control.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -309,18 +276,41 @@ class _Handle:
             self._process.wait()
 
 
-def _push(run: Run) -> None:
-    """Write what is left of the job, then say that it is all."""
-    if not run.outbox:
-        return
+_CREDENTIALS = socket.CMSG_SPACE(12) if sys.platform.startswith("linux") else 0
+_SCM_CREDENTIALS = 2  # of <sys/socket.h>, which the socket module does not name
+
+
+def _job(program: Program) -> bytes:
+    return marshal.dumps(
+        {
+            "source": program.source,
+            "calls": list(program.calls),
+            "shape": list(program.shapes or ["value"] * len(program.calls)),
+            "returns": program.returns,
+            "probe": program.probe,
+            "has_setup": bool(program.setup.strip()),
+        }
+    )
+
+
+def _own_folder() -> tuple[str, int]:
+    """(a new temporary directory, the lock whose holder lives), after removing those of owners that were killed.
+
+    Raises UserError when there is no temporary directory to write to."""
     try:
-        while run.outbox:
-            run.outbox = run.outbox[run.stream.send(run.outbox) :]
-        run.stream.shutdown(socket.SHUT_WR)
-    except BlockingIOError:
-        pass
-    except OSError:
-        run.outbox = memoryview(b"")
+        parent = Path(tempfile.gettempdir())
+        for left in parent.glob(f"{_PREFIX}*/lock"):
+            with suppress(OSError), open(left) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left.parent, ignore_errors=True)
+        base = tempfile.mkdtemp(prefix=_PREFIX)
+        os.chmod(base, 0o711)  # a worker that drops root's rights passes through to its own directory
+        lock = os.open(os.path.join(base, "unlocked"), os.O_CREAT | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(os.path.join(base, "unlocked"), os.path.join(base, "lock"))  # locked before anybody looks for that name
+        return base, lock
+    except OSError as error:
+        raise UserError(f"the sandbox needs a temporary directory to write to: {error.strerror or error}; set TMPDIR") from None
 
 
 def _usable_cores() -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox import wire
@@ -46,52 +45,46 @@ class Outcome:
     note: str = ""
 
 
-@dataclass(eq=False)
-class Run:
-    """One program in flight. outbox, inbox: bytes still to be sent, and not yet understood; started: monotonic seconds."""
+class Verdict:
+    """What the frames of one run have shown so far: `outcome`, final once `decided`."""
 
-    index: int
-    program: Program
-    stream: socket.socket
-    outbox: memoryview
-    started: float
-    outcome: Outcome = field(default_factory=Outcome)
-    inbox: bytearray = field(default_factory=bytearray)
-    answered: int = 0
-    frames: int = 0
-    decided: bool = False
-    ended: bool = False
+    def __init__(self, program: Program):
+        self.program, self.outcome, self.decided = program, Outcome(), False
+        self._inbox = bytearray()
+        self._answered = self._frames = 0
 
     def decide(self, passed: bool, note: str = "") -> None:
         """Settle the verdict."""
         self.decided, self.outcome.passed, self.outcome.note = True, passed, note
 
-    def judge(self) -> None:
-        """Take the inbox's whole frames into the outcome, up to the verdict."""
-        while not self.decided and len(self.inbox) >= wire.HEAD.size:
-            kind, length = wire.HEAD.unpack_from(self.inbox)
+    def take(self, chunk: bytes) -> None:
+        """Draw what the whole frames among the bytes so far say, up to the verdict."""
+        inbox = self._inbox
+        inbox += chunk
+        while not self.decided and len(inbox) >= wire.HEAD.size:
+            kind, length = wire.HEAD.unpack_from(inbox)
             if length > wire.MAX_FRAME:
                 return self.decide(False, "protocol violated")
-            if len(self.inbox) < wire.HEAD.size + length:
+            if len(inbox) < wire.HEAD.size + length:
                 return
-            body = bytes(self.inbox[wire.HEAD.size : wire.HEAD.size + length])
-            del self.inbox[: wire.HEAD.size + length]
-            self._take(kind, body)
-            self.frames += 1
+            body = bytes(inbox[wire.HEAD.size : wire.HEAD.size + length])
+            del inbox[: wire.HEAD.size + length]
+            self._frame(kind, body)
+            self._frames += 1
 
-    def _take(self, kind: bytes, body: bytes) -> None:
+    def _frame(self, kind: bytes, body: bytes) -> None:
         """One frame. A program may forge any but the first, which precedes it."""
         program, outcome = self.program, self.outcome
         if kind == wire.ERROR:
             self.decide(False, "error: " + re.sub(r"[^!-~]", "?", body[:100].decode("ascii", "replace")))
-            outcome.compiled &= body not in (b"SyntaxError", b"IndentationError") or self.frames > 1
-        elif kind == wire.COMPILED and self.frames == 0:
+            outcome.compiled &= body not in (b"SyntaxError", b"IndentationError") or self._frames > 1
+        elif kind == wire.COMPILED and self._frames == 0:
             outcome.compiled = True
-        elif kind == wire.LOADED and self.frames == 1:
+        elif kind == wire.LOADED and self._frames == 1:
             outcome.bound = body == b"1"
-        elif kind == wire.RETURNED and program.returns and self.frames == 2:
+        elif kind == wire.RETURNED and program.returns and self._frames == 2:
             self.decide(True)
-        elif kind == wire.ANSWER and not program.returns and self.frames >= 2:
+        elif kind == wire.ANSWER and not program.returns and self._frames >= 2:
             self._answer(body)
         else:
             self.decide(False, "protocol violated")
@@ -103,10 +96,10 @@ class Run:
             value = wire.decode(body, program.hashed_limit)
         except wire.NotPlain as error:
             return self.decide(False, str(error))
-        if not program.accept(self.answered, value):
-            return self.decide(False, f"wrong answer to call {self.answered}")
-        self.answered += 1
-        if self.answered == len(program.calls):
+        if not program.accept(self._answered, value):
+            return self.decide(False, f"wrong answer to call {self._answered}")
+        self._answered += 1
+        if self._answered == len(program.calls):
             self.decide(True)
 
 

@@ -17,9 +17,9 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from itertools import islice
 
 from sandbox import confine, wire
+from sandbox.scratch import fresh_name, sweep
 from sandbox.wire import HEAD, MAX_ITEMS, encode
 
 TYPE_CHECKING = False  # by hand, as in wire.py
@@ -122,34 +122,29 @@ _SHAPES: dict[str, Callable[[Any], Any]] = {"value": lambda value: value, "linke
 def start(arguments: Sequence[str]) -> NoReturn:
     """The worker's life: confine itself, report the layers, then a fork per request until the control socket closes.
 
-    arguments: the control socket's descriptor, scratch folder, CPU seconds (whole), wall seconds, layers to leave off."""
-    control_fd, scratch, cpu_seconds, wall_seconds, *without = arguments
-    limits = int(cpu_seconds), float(wall_seconds)
-    control = socket.socket(fileno=int(control_fd))
+    The control socket is standard input. arguments: scratch folder, CPU seconds (whole), wall seconds, layers to leave off."""
+    scratch, cpu_seconds, wall_seconds, *without = arguments
+    control = socket.socket(fileno=0)
     try:
         layers, scratch = confine.enter(scratch, without)
         pid = os.fork()  # the child is the first process of the new process-id namespace
         if pid == 0:
             confine.die_with_parent()
-            _serve(control, scratch, layers, limits)
-            os._exit(0)
-    except BaseException as error:  # standard error is closed, so the caller is told here
+            worker = _Worker(control, scratch, layers, (int(cpu_seconds), float(wall_seconds)))
+            confine.wall_in(layers, scratch)
+            control.sendall(encode([layers.on, layers.off]) + b"\n")
+    except BaseException as error:  # standard error is closed, so the caller is told here, where only reports follow
         control.sendall(repr(error).encode())
         os._exit(1)
+    if pid == 0:
+        try:
+            while worker.serve_one():
+                pass
+        finally:
+            os._exit(0)
     control.sendall(b"%d\n" % pid)  # only here is its number known as the caller sees it
     control.close()
     os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
-
-
-def _serve(control: socket.socket, scratch: str, layers: confine.Layers, limits: tuple[int, float]) -> None:
-    confine.adopt_orphans()
-    worker = _Worker(control, scratch, layers, limits)
-    os.environ.clear()
-    sys.path[:] = [path for path in sys.path if path.startswith(tuple(confine.LIBRARIES))]
-    confine.wall_in(layers, scratch)
-    control.sendall(encode([layers.on, layers.off]) + b"\n")
-    while worker.serve_one():
-        pass
 
 
 def _open_listing_of_children() -> FileIO | None:
@@ -167,6 +162,10 @@ class _Worker:
 
     def __init__(self, control: socket.socket, scratch: str, layers: confine.Layers, limits: tuple[int, float]):
         """limits: seconds of CPU and of wall time."""
+        confine.adopt_orphans()
+        os.environ.clear()
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a run that imports numpy is one thread, not one a core
+        sys.path[:] = [path for path in sys.path if path.startswith(tuple(confine.LIBRARIES))]
         self.control, self.scratch, self.layers = control, scratch, layers
         self.cpu_seconds, self.wall_seconds = limits
         self.children = _open_listing_of_children()
@@ -177,14 +176,12 @@ class _Worker:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.alone = "namespaces" in layers.on and os.getpid() == 1  # every other process in sight is a run's
         self.setups: dict[str, dict[str, Any] | BaseException] = {}
-        self.count = 0
 
     def serve_one(self) -> bool:
-        """Wait for a request and carry it out; False when the control socket has closed."""
+        """Wait for a request and carry it out; False when there shall be no other: the control socket has closed, or what the
+        run left in the scratch folder could not be removed, and a fresh worker serves the next one better."""
         kind, setup, fds = self._receive()
-        if kind == wire.RUN:
-            self._run(setup, fds[0])
-        return kind is not None
+        return self._run(setup, fds[0]) if kind == wire.RUN else kind is not None
 
     def _receive(self) -> tuple[bytes | None, str, list[int]]:
         """(kind, setup, descriptors) of the next request; the kind is None when the control socket has closed."""
@@ -217,10 +214,10 @@ class _Worker:
             gc.freeze()
         return self.setups[setup]
 
-    def _run(self, setup: str, fd: int) -> None:
+    def _run(self, setup: str, fd: int) -> bool:
+        """Run one program and report on its end; False when its files could not be removed."""
         namespace = self._namespace(setup)
-        self.count += 1
-        directory = os.path.join(self.scratch, str(self.count))
+        directory = os.path.join(self.scratch, fresh_name())
         os.mkdir(directory, 0o700)
         pid = _patient_fork()
         if pid == 0:
@@ -228,17 +225,20 @@ class _Worker:
         os.close(fd)
         status, reason, usage = self._supervise(pid)
         self._kill_stragglers(pid)
-        _sweep(directory, self.scratch)
+        swept = sweep(directory, self.scratch)
         self.control.sendall(wire.REPORT.pack(status, reason, usage.ru_utime + usage.ru_stime))
+        return swept
 
     def _child(self, fd: int, namespace: dict[str, Any] | BaseException, directory: str) -> NoReturn:
         """The fork; never returns."""
         try:
+            confine.die_with_parent()
             signal.set_wakeup_fd(-1)
             os.setsid()
             os.chdir(directory)
+            os.dup2(1, 0)  # standard output is /dev/null; standard input was the control socket
             os.dup2(fd, 3)
-            os.closerange(4, 256)
+            os.closerange(4, 1 << 16)
             if "random" in sys.modules:
                 sys.modules["random"].seed(0)  # Python seeds anew after a fork; the same program shall do the same
             confine.lock(self.layers, CPU_SLACK * self.cpu_seconds)
@@ -357,42 +357,3 @@ def _timed_loop() -> float:
     for i in range(100_000):
         total = (total + table[i & 63] * i) % 1_000_007
     return time.process_time() - start
-
-
-def _sweep(directory: str, scratch: str) -> None:
-    """Remove everything in the directory of one run, and whatever it put beside it."""
-    try:
-        os.rmdir(directory)
-        if not os.listdir(scratch):
-            return
-    except OSError:
-        pass
-    empty(scratch)
-
-
-def empty(directory: str) -> None:
-    """Empty a directory that a hostile program has filled, however deep, without following links."""
-    number = 0
-    while True:
-        os.chmod(directory, 0o700)
-        with os.scandir(directory) as listing:
-            entries = list(islice(listing, 256))  # by the handful: the worker must not grow with what it removes
-        if not entries:
-            return
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
-                continue
-            os.chmod(entry.path, 0o700)
-            # A level of depth a pass, by moving the inner directories up: no path grows long, and nothing recurses.
-            with os.scandir(entry.path) as listing:
-                inside = list(islice(listing, 256))
-            for inner in inside:
-                if inner.is_dir(follow_symlinks=False):
-                    os.chmod(inner.path, 0o700)
-                    number += 1
-                    os.rename(inner.path, os.path.join(directory, f"\x01{number}"))
-                else:
-                    os.unlink(inner.path)
-            if len(inside) < 256:
-                os.rmdir(entry.path)

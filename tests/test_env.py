@@ -266,7 +266,7 @@ def test_a_worker_that_dies_in_mid_run_changes_no_verdict(problem):
     with LeetCodeEnv(workers=1) as env:
         threading.Timer(0.5, os.kill, (env.sandbox.pids[0], signal.SIGKILL)).start()
         assert env.grade([(problem, fenced(slow), None)])[0].correct
-        assert env.sandbox._restarts_left == 0
+        assert env.sandbox.restarts == 1
 
 
 def test_strict_is_a_users_error(monkeypatch):

@@ -1,22 +1,32 @@
-"""The sandbox as its caller sees it: values travel whole, limits hold, workers that die are replaced once."""
+"""The sandbox as its caller sees it: values travel whole, limits hold, workers that die are replaced."""
 
 import contextlib
+import ctypes
 import math
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path
 
 import numpy  # noqa: F401  # a program's answers are made by eval
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faults.errors import UserError
+from sandbox import pool as sandbox
+from sandbox import wire
 from sandbox.pool import Program, Sandbox, SandboxDied, SandboxIncomplete
 from sandbox.wire import NotPlain, decode, encode
+
+ROOT = Path(sandbox.__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -242,17 +252,148 @@ def test_a_call_that_need_only_return(pool):
 # ---- workers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_is_replaced_once(caplog):
-    """The real process is killed in the middle of a run; the run begins again elsewhere and ends right."""
+SLOW = "import time\ndef f():\n    time.sleep(0.8)\n    return 1"
+
+
+def test_a_worker_that_dies_is_replaced_as_often_as_it_takes(caplog):
+    """The real process is killed in the middle of a run, again and again; each run begins again elsewhere and ends right."""
     with Sandbox(workers=1) as pool:
-        victim = pool.pids[0]
-        threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-        slow = Program("import time\ndef f():\n    time.sleep(0.8)\n    return 1", ["f()"], lambda i, v: v == 1)
-        assert [o.passed for o in pool.run([slow, slow])] == [True, True]
-        assert "died and was restarted" in caplog.text and pool.pids != [victim]
+        slow = Program(SLOW, ["f()"], lambda i, v: v == 1)
+        for _ in range(4):
+            victim = pool.pids[0]
+            threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+            assert [o.passed for o in pool.run([slow, slow])] == [True, True] and pool.pids != [victim]
+        assert pool.restarts == 4 and caplog.text.count("is replaced") == 3  # the first, the second, the fourth
+
+
+def test_a_program_that_ends_its_worker_twice_is_judged_wrong_and_the_run_goes_on():
+    """Whatever way it finds: here the judge kills the worker at the program's first answer."""
+    with Sandbox(workers=1) as pool:
+
+        def killed(index, value):
+            os.kill(pool.pids[0], signal.SIGKILL)
+            return True
+
+        guilty = Program("import time\ndef f(n): time.sleep(n)", ["f(0)", "f(9)"], killed)
+        honest = Program("def f(): return 1", ["f()"], lambda i, v: v == 1)
+        outcomes = pool.run([honest, guilty, honest, guilty, honest])
+        assert [o.passed for o in outcomes] == [True, False, True, False, True]
+        assert outcomes[1].note == "ended its worker twice" and outcomes[1].compiled and pool.restarts == 4
+
+
+def test_only_a_machine_that_runs_no_honest_program_stops_a_run(monkeypatch):
+    with Sandbox(workers=1) as pool:
+        monkeypatch.setattr(sandbox, "_START_SECONDS", 1.0)
+        monkeypatch.setattr(sys, "executable", "/bin/false")
         os.kill(pool.pids[0], signal.SIGKILL)
-        with pytest.raises(SandboxDied):
-            pool.run([slow])
+        with pytest.raises(SandboxDied, match="did not start: it ended without a word"):
+            pool.run([Program("def f(): return 1", ["f()"], lambda i, v: True)])
+    with pytest.raises(SandboxDied):
+        Sandbox(workers=1)
+
+
+def test_nobody_but_the_worker_can_report(pool):
+    """Another process that holds the worker's end of the control socket writes reports there; the kernel says who wrote them."""
+    with Sandbox(workers=1) as pool:
+        control = stolen_descriptor(pool.pids[0], 0)
+        forged = wire.REPORT.pack(0, wire.WALL_TIME, 0.0)
+        with socket.socket(fileno=control) as socket_of_the_worker:
+            for _ in range(5):
+                socket_of_the_worker.sendall(forged[:-1] + forged)
+                outcome, _ = ask(pool, "import os\nos._exit(0)")
+                assert outcome.note == "exited before it answered"
+        assert pool.restarts == 0
+
+
+def stolen_descriptor(pid, number):
+    """A copy of another process's descriptor; skips where the kernel does not hand it out."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = libc.syscall(434, pid, 0)  # pidfd_open
+    copy = libc.syscall(438, process, number, 0)  # pidfd_getfd
+    os.close(process)
+    if copy < 0:
+        pytest.skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
+    return copy
+
+
+HOLDS_MANY = (
+    "import os\nclass Solution:\n    def f(self, n):\n        held = []\n        for fd in range(1 << 16):\n            try:\n"
+    "                os.fstat(fd)\n            except OSError:\n                continue\n            held.append(fd)\n"
+    "            if fd > 3: os.write(fd, bytes(13) * 3)\n        return held"
+)
+
+
+def test_a_run_holds_four_descriptors_however_many_the_caller_has():
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(320)]
+    for fd in held:
+        os.set_inheritable(fd, True)
+    try:
+        with Sandbox(workers=1) as pool:
+            assert ask(pool, HOLDS_MANY, "Solution().f(1)")[1] == [[0, 1, 2, 3]]
+            for n in range(3):
+                assert ask(pool, f"def f(): return {n}")[1] == [n]
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+STARVE = (
+    "import threading, time\nthreading.stack_size(32768)\ntry:\n    while True:\n        threading.Thread(target=time.sleep, "
+    "args=(60,)).start()\nexcept RuntimeError:\n    time.sleep(60)"
+)
+THREADS = (
+    "from threading import Thread\ndef f():\n    seen = []\n"
+    "    threads = [Thread(target=seen.append, args=(n,)) for n in range(8)]\n"
+    "    for t in threads: t.start()\n    for t in threads: t.join()\n    return sorted(seen)"
+)
+
+
+@pytest.mark.parametrize("without", [[], ["namespaces"], ["private_root"]], ids=lambda names: "-".join(names) or "all")
+def test_threads_until_refused_starve_nobody_else(without):
+    """One worker's program takes every thread that it can get; programs of other workers, with threads of their own, go on,
+    and so do those of another sandbox."""
+    expected = list(range(8))
+    with Sandbox(workers=2, wall_seconds=4.0, without=without) as one, Sandbox(workers=1, without=without) as other:
+        beside = threading.Thread(target=one.run, args=([Program(STARVE, ["f()"], lambda i, v: True)] * 2,))
+        beside.start()
+        time.sleep(1.0)
+        assert ask(other, THREADS)[1] == [expected] and beside.is_alive()  # at once, and not when the thief has been ended
+        while beside.is_alive():
+            assert ask(other, THREADS)[1] == [expected]
+        assert ask(one, THREADS)[1] == [expected]
+        assert one.restarts == other.restarts == 0
+
+
+def test_folders_of_killed_owners_are_swept_at_the_next_start(tmp_path, monkeypatch):
+    """And those of living owners, and what only looks like one, are not."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "sandbox-of-somebody").mkdir()
+    source = "import os, signal\nfrom sandbox.pool import Sandbox\nSandbox(workers=1)\nos.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", source], env={"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)})
+    assert len(list(tmp_path.iterdir())) == 2
+    with Sandbox(workers=1) as pool:
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([os.path.basename(pool._base), "sandbox-of-somebody"])
+        with Sandbox(workers=1):
+            assert len(list(tmp_path.iterdir())) == 3
+        assert os.path.isdir(pool._base)
+
+
+def test_no_temporary_directory_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="needs a temporary directory to write to: No such file or directory; set TMPDIR"):
+        Sandbox(workers=1)
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
+def test_root_without_capabilities():
+    """As in a container without any: the layers that need them are off and named, and programs are judged all the same."""
+    source = (
+        "from sandbox.pool import *\nwith Sandbox(workers=1) as pool:\n"
+        "    print(pool.run([Program('def f(): return 1', ['f()'], lambda i, v: v == 1)])[0].passed)"
+    )
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n" and "Traceback" not in done.stderr
 
 
 def test_killing_the_worker_between_runs_is_noticed():

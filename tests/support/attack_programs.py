@@ -796,6 +796,55 @@ class Solution:
                 frame.f_globals.setdefault("passed", True)
                 frame = frame.f_back
         return self.seen.setdefault(n, 0)
+
+# names_that_the_sweep_used
+import os
+for n in range(1, 20):
+    os.makedirs("../\\x01%d/x/y" % n)
+    os.makedirs("../%d/x" % (n + 1))
+os.makedirs("a/b/c/d")
+
+# full_folder_beside
+import os
+for n in range(600):
+    os.makedirs("../n%d/deep/er" % n)
+    os.symlink("../n%d" % n, "../link%d" % n)
+os.chmod("../n1/deep", 0)
+os.chmod("../n1", 0)
+os.chmod(".", 0)
+
+# report_frames_everywhere
+import os, struct
+report = struct.pack("!iBd", 0, 0, 0.0)
+for fd in range(1 << 16):
+    if fd != 3:
+        try: os.write(fd, report * 3)
+        except OSError: pass
+class Solution:
+    def f(self, n): return 0
+
+# signals_by_descriptor_owner
+import fcntl, os, signal, struct
+r, w = os.pipe()
+for target in (1, os.getppid(), TRAINER, -os.getpgrp(), -1):
+    for order, argument in ((8, target), (15, struct.pack("ii", 1, target))):
+        for number in (signal.SIGKILL, signal.SIGSTOP, 0):
+            try: fcntl.fcntl(r, order, argument)
+            except OSError: pass
+            try: fcntl.fcntl(r, 10, int(number))
+            except OSError: pass
+            try: fcntl.fcntl(r, fcntl.F_SETFL, 0x2000 | os.O_NONBLOCK)
+            except OSError: pass
+            os.write(w, b"x")
+
+# threads_until_refused
+import threading, time
+threading.stack_size(32768)
+try:
+    while True:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+except RuntimeError:
+    time.sleep(60)
 """
 
 ATTACKS = {
