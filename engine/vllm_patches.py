@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -39,6 +40,8 @@ def import_vllm(log: str | Path, cpu_cache_gib: int = 1) -> Any:
     mend_torchvision()
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    # Pinned, whatever the environment says: the two runners take logits processors of two kinds, see `vocab_limit`.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(torch.cuda.is_available()))
     _log_to(log)
     try:
         import vllm
@@ -86,25 +89,31 @@ def _log_to(path: str | Path) -> None:
     logger.propagate = False
 
 
-def vocab_limit() -> type:
-    """A logits processor that gives the ids from `additional_config["vocab"]` on no mass, before the logprobs are taken."""
-    from vllm.v1.sample.logits_processor import LogitsProcessor
+def vocab_limit(runner: int) -> type:
+    """A logits processor that gives the ids from `additional_config["vocab"]` on no mass, before the logprobs are taken.
 
-    class VocabLimit(LogitsProcessor):
-        def __init__(self, vllm_config, device, is_pin_memory):
+    runner: vLLM's model runner, 2 on CUDA and 1 elsewhere. Each takes subclasses of its own base alone, which differ in what
+    `__init__` and `apply` are given: the logits come first, [rows, vocabulary]."""
+    base: Any = importlib.import_module(PROCESSORS[runner]).LogitsProcessor
+
+    class VocabLimit(base):
+        def __init__(self, vllm_config, *_):
             self.vocab = vllm_config.additional_config["vocab"]
 
-        def is_argmax_invariant(self) -> bool:
+        def is_argmax_invariant(self) -> bool:  # this and the next are asked by runner 1 alone
             return False
 
         def update_state(self, batch_update) -> None:
             pass
 
-        def apply(self, logits: Tensor) -> Tensor:
+        def apply(self, logits: Tensor, *_) -> Tensor:
             logits[:, self.vocab :] = -torch.inf
             return logits
 
     return VocabLimit
+
+
+PROCESSORS = {1: "vllm.v1.sample.logits_processor", 2: "vllm.v1.worker.gpu.sample.logits_processor"}
 
 
 def reader(columns: dict[str, Tensor]) -> Callable:

@@ -105,7 +105,7 @@ class VLLMSampler:
             self.columns = {}
             if isinstance(error, Stopped):
                 raise
-            if self.source is None or self.restarted:
+            if self.source is None or not self._may_restart():
                 raise EngineError(f"pushing weights to vLLM failed: {one_line(error)} (log: {self.log})") from error
             self._restart(error)
         self.usable, self.version = True, version
@@ -208,7 +208,7 @@ class VLLMSampler:
             return sample()
         except Exception as error:
             self.usable = False
-            if self.restarted or (self.required and self.source is None):
+            if not self._may_restart() or (self.required and self.source is None):
                 raise EngineError(f"the vLLM engine died: {one_line(error)} (log: {self.log})") from error
             try:
                 self._restart(error)
@@ -254,6 +254,9 @@ class VLLMSampler:
             return
         from vllm.v1.engine import core
 
+        if self.asleep:  # asleep, its allocator refuses to be freed
+            with contextlib.suppress(Exception):
+                self.llm.wake_up()
         if self.foreign_group:  # torchrun's: vLLM's shutdown would destroy the trainer's process group
             core.cleanup_dist_env_and_memory = lambda *_, **__: None
         with contextlib.suppress(Exception):
@@ -269,10 +272,9 @@ class VLLMSampler:
     def _start(self) -> None:
         # torchrun's, not one that vLLM itself opened for an engine in this process
         self.foreign_group = "WORLD_SIZE" in os.environ and torch.distributed.is_initialized()
-        cuda = torch.cuda.is_available()
         with random_state_kept():  # LLM() seeds the global generators
             vllm = import_vllm(self.log, self.cpu_cache_gib)
-            where = dict(gpu_memory_utilization=self.gpu_memory, enable_sleep_mode=True) if cuda else self._cpu_options()
+            where = self._cuda_options() if torch.cuda.is_available() else self._cpu_options()
             if self.foreign_group:
                 where |= dict(distributed_executor_backend="external_launcher")
             try:
@@ -282,7 +284,7 @@ class VLLMSampler:
                     skip_tokenizer_init=True,
                     seed=0,
                     logprobs_mode="processed_logprobs",  # the default is the distribution at temperature 1
-                    logits_processors=[vocab_limit()],
+                    logits_processors=[vocab_limit(runner=2 if torch.cuda.is_available() else 1)],
                     additional_config=dict(vocab=self.vocab),
                     language_model_only=True,
                     generation_config="vllm",
@@ -292,6 +294,16 @@ class VLLMSampler:
             except Exception as error:
                 raise UserError(f"vLLM did not start: {one_line(error)} (log: {self.log})") from error
 
+    def _cuda_options(self) -> dict:
+        """The head in float32, as in the trainer: without it the two disagree by the rounding of bf16 logits. No prefix cache
+        for hybrid models, whose every block would hold two states of the linear layers beside the keys."""
+        return dict(
+            gpu_memory_utilization=self.gpu_memory,
+            enable_sleep_mode=True,
+            hf_overrides=dict(head_dtype="float32"),
+            enable_prefix_caching=not self._hybrid(),
+        )
+
     def _cpu_options(self) -> dict:
         """A seeded request whose prompt is read in several pieces breaks on CPU (vLLM rewinds a CUDA generator there)."""
         limit = dict(enable_chunked_prefill=False, max_num_batched_tokens=max(self.max_model_len, 8192))
@@ -300,6 +312,11 @@ class VLLMSampler:
     def _hybrid(self) -> bool:
         """Linear-attention layers: with prefix caching vLLM cuts their prompts at block borders, see `_cpu_options`."""
         return any(".linear_attn." in name for name in self.names)
+
+    def _may_restart(self) -> bool:
+        """Once, and not on CUDA: there a dead engine keeps its memory, after some errors nothing on the card works any more,
+        and under torchrun the other ranks would wait for this one. The run ends with a checkpoint instead."""
+        return not self.restarted and not torch.cuda.is_available()
 
     def _restart(self, error: Exception) -> None:
         logging.getLogger(__name__).warning("restarting vLLM, once: it died of %s", one_line(error))

@@ -396,3 +396,54 @@ def test_names_of_the_two_classes_meet(policy):
     }
     assert vllm_engine._text_name("model.language_model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
     assert vllm_engine._fused_module("model.layers.0.mlp.up_proj.weight") == ("layers.0.mlp.gate_up_proj", "up_proj")
+
+
+@vllm
+@needs_vllm
+@pytest.mark.parametrize("runner", [1, 2])
+def test_vllm_takes_the_vocabulary_limit_of_the_runner_in_use(runner):
+    """vLLM's own validators, of both model runners, take the class made for each and refuse the other's; and the class is
+    built as that runner builds it, and gives padding ids no mass. No card is needed for any of it."""
+    from types import SimpleNamespace
+
+    from vllm.v1.sample import logits_processor as first
+    from vllm.v1.worker.gpu.sample import logits_processor as second
+
+    ours, others = vllm_patches.vocab_limit(runner), vllm_patches.vocab_limit(3 - runner)
+    config = SimpleNamespace(additional_config=dict(vocab=3))
+    logits = torch.zeros(2, 5)
+    if runner == 2:
+        second.build_custom_logits_processors_params_validator([ours])(None)
+        with pytest.raises(ValueError, match="VocabLimit is not a subclass"):
+            second.build_custom_logits_processors_params_validator([others])
+        slots = {name: None for name in second.LogitsProcRequestState.__dataclass_fields__}
+        (processor,) = second.build_custom_logits_processors(config, SimpleNamespace(**slots), False, [ours])
+        assert processor.add_request(0, None)  # else the runner skips the processors for the request
+        processor.apply_staged_writes()
+        out = processor.apply(logits, None)
+    else:
+        assert issubclass(ours, first.LogitsProcessor) and not issubclass(others, first.LogitsProcessor)
+        out = ours(config, torch.device("cpu"), False).apply(logits)
+    assert out.tolist() == [[0, 0, 0, -torch.inf, -torch.inf]] * 2
+
+
+@vllm
+@needs_vllm
+def test_the_runner_is_pinned(monkeypatch, tmp_path):
+    """Whatever the environment says: on CPU it is the first, which the class for CPU is made for."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    vllm_patches.import_vllm(tmp_path / "log")
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == str(int(torch.cuda.is_available()))
+
+
+@vllm
+@needs_vllm
+def test_options_on_a_card(engine, monkeypatch):
+    """What only a card can run: the names are those of vLLM's own arguments, and a dead engine is not started again."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    options = engine._cuda_options()
+    assert set(options) <= set(EngineArgs.__dataclass_fields__)
+    assert options["hf_overrides"] == {"head_dtype": "float32"} and options["enable_prefix_caching"] is not engine._hybrid()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not engine._may_restart()
