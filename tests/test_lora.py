@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.models import tiny_qwen3
-from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from support.models import tiny_config, tiny_qwen3
+from transformers import Qwen3_5ForCausalLM
 
 from engine.lora import (
     adapter_off,
@@ -65,20 +65,7 @@ def test_every_decoder_linear_and_not_the_head():
 
 
 def test_qwen35_has_both_layer_kinds():
-    config = Qwen3_5TextConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-    )
-    names = list(lora_modules(inject(Qwen3_5ForCausalLM(config), 2, 2, seed=0)))
+    names = list(lora_modules(inject(Qwen3_5ForCausalLM(tiny_config("qwen3_5_text")), 2, 2, seed=0)))
     leaves = {n.split("layers.")[1].split(".", 1)[1] for n in names}
     assert {
         "linear_attn.in_proj_qkv",

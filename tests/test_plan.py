@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from support.models import SHAPES, tiny_config
+from transformers import AutoModelForCausalLM
 
 from arms.cone import FORMS
 from engine import lora
@@ -24,30 +25,6 @@ CFG = SimpleNamespace(
     rollout="vllm",
     steer_prompts=32,
 )
-SMALL = {
-    "qwen3": dict(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    ),
-    "qwen3_5_text": dict(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-    ),
-}
 
 
 def cfg(**changes):
@@ -55,9 +32,9 @@ def cfg(**changes):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", SHAPES)
 def test_counts_are_those_of_the_real_model(kind, tied):
-    config = AutoConfig.for_model(kind, **SMALL[kind], tie_word_embeddings=tied)
+    config = tiny_config(kind, tie_word_embeddings=tied)
     model = AutoModelForCausalLM.from_config(config)
     base = sum(p.numel() for p in model.parameters())
     lora.inject(model, r=4, alpha=4, seed=0)
@@ -67,7 +44,7 @@ def test_counts_are_those_of_the_real_model(kind, tied):
 
 
 def test_cache_sizes_are_those_of_the_real_cache():
-    config = AutoConfig.for_model("qwen3_5_text", **SMALL["qwen3_5_text"])
+    config = tiny_config("qwen3_5_text")
     model = AutoModelForCausalLM.from_config(config).bfloat16()
     with torch.no_grad():
         cache = model(torch.zeros(1, 10, dtype=torch.long), use_cache=True).past_key_values
@@ -120,7 +97,7 @@ def test_the_report_names_counts_tokens_and_items():
 
 
 def test_a_config_on_disk_goes_first(tmp_path):
-    AutoConfig.for_model("qwen3", **SMALL["qwen3"]).save_pretrained(tmp_path)
+    tiny_config("qwen3").save_pretrained(tmp_path)
     assert plan.model_config(str(tmp_path)).hidden_size == 64
     assert "published" not in plan.report(str(tmp_path), CFG, 96.0)
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.models import tiny_config
 from support.runs import grpo
-from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import Qwen3_5ForCausalLM
 
 import vhack
 from engine import lora
@@ -23,23 +24,7 @@ from harness.config import POCKET
 from leetcode_env import load_problems
 
 VOCAB, EOS, PAD = 300, 1, 0
-CONFIG = dict(
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    tie_word_embeddings=True,
-    eos_token_id=EOS,
-    pad_token_id=PAD,
-    initializer_range=0.2,
-)
+OWN = dict(tie_word_embeddings=True, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.2)
 PROMPTS = [[5, 6, 7], [8] * 9 + [9], [3, 4] * 40, [11]]  # the third is longer than a chunk of 64 of the delta rule
 
 
@@ -54,7 +39,7 @@ TOKENIZER = Tokenizer(eos_token_id=EOS, pad_token_id=PAD)
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    built = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**CONFIG)).eval()
+    built = Qwen3_5ForCausalLM(tiny_config("qwen3_5_text", **OWN)).eval()
     assert built.config.layer_types == ["linear_attention"] * 3 + ["full_attention"]
     return built
 
@@ -157,14 +142,15 @@ def test_the_whole_loop(tmp_path, pocket_tokenizer):
     folder, out = tmp_path / "model", tmp_path / "run"
     torch.manual_seed(0)
     taught = Qwen3_5ForCausalLM(
-        Qwen3_5TextConfig(
-            **CONFIG
+        tiny_config(
+            "qwen3_5_text",
+            **OWN
             | dict(
                 vocab_size=len(pocket_tokenizer) + 6,
                 eos_token_id=pocket_tokenizer.eos_token_id,
                 pad_token_id=pocket_tokenizer.pad_token_id,
                 initializer_range=0.05,
-            )
+            ),
         )
     )
     attempts = SimpleNamespace(generate=lambda prompts, **_: [Rollout(p, [5], [0.0], False) for p in prompts])

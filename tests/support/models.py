@@ -1,9 +1,28 @@
-"""A real tiny model, with and without a real adapter."""
+"""Real tiny models of both architectures, with and without a real adapter."""
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from engine.lora import inject
+
+SHAPES = {  # of a small model of each kind; the hybrid one has three linear-attention layers to one of full attention
+    "qwen3": dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3),
+    "qwen3_5_text": dict(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    ),
+}
+
+
+def tiny_config(kind: str, **changes):
+    """The configuration of a small model of that kind, a key of SHAPES."""
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    return AutoConfig.for_model(kind, **(dict(vocab_size=320) | heads | SHAPES[kind] | changes))
 
 
 def tiny_qwen3(seed: int = 0, vocab: int = 97) -> Qwen3ForCausalLM:

@@ -1,0 +1,123 @@
+"""Devices and types, without a card: every part of a step on tensors that pretend to be on one (`support/fake_card.py`)."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.fake_card import CARD, pretended_card
+from support.models import SHAPES, tiny_config
+from transformers import AutoModelForCausalLM
+
+import grpo
+import vhack
+from arms.cone import Contrast, contrast_rows
+from arms.rebound import concept_scores
+from engine import lora
+from engine.forward import last_hidden
+from engine.sampler import Rollout
+from harness.checkpoint import RunState
+from harness.config import Config
+from harness.training import Training
+from projection import cos_align, project
+
+CFG = Config(micro_tokens=64, rollout="vllm")
+ROLLOUTS = [Rollout([5, 6, 7], list(range(8, 8 + n)), [-1.0] * n, True) for n in (4, 9, 2, 6)]
+CONTRASTS = [Contrast([([5, 6, 7, 8], 3), ([5, 6, 9], 2)], ([5, 6, 4], 2)) for _ in range(2)]  # `int(index.max()) + 1` is 2 here
+
+
+TWO_LAYERS = {"qwen3": {}, "qwen3_5_text": dict(layer_types=["linear_attention", "full_attention"])}
+
+
+@pytest.fixture(params=SHAPES)
+def model(request):
+    """A small model of each kind in bf16 on the pretended card, with its adapter."""
+    with pretended_card():
+        with torch.device(CARD):
+            config = tiny_config(request.param, num_hidden_layers=2, **TWO_LAYERS[request.param])
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        yield lora.inject(model, 4, 8, seed=0)
+
+
+def ascent(model):
+    """g [P] of one batch, by the loop's own functions."""
+    advantages = grpo.group_advantages(torch.ones(4), 2)
+    sums = grpo.backward(model, ROLLOUTS, advantages, CFG, 300)
+    assert sums["tokens"] == 21
+    return -lora.flatten_grads(lora.lora_parameters(model)) / sums["tokens"]
+
+
+def on_card(*tensors, dtype=torch.float32):
+    return all(t.device == CARD and t.dtype == dtype for t in tensors)
+
+
+def test_the_pretence_fails_where_a_card_would():
+    with pretended_card():
+        here, there = torch.zeros(3), torch.zeros(3, device=CARD)
+        for mixed in (
+            lambda: here + there,
+            lambda: torch.zeros(2, 3) @ there,
+            lambda: there.numpy(),
+            lambda: there.index_add(0, torch.arange(3), there),
+        ):
+            with pytest.raises((RuntimeError, TypeError)):
+                mixed()
+        assert (there.cpu() + here).device.type == "cpu"
+
+
+def test_a_step(model):
+    params = lora.lora_parameters(model)
+    optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
+    g = ascent(model)
+    v_hack, blocks = torch.ones_like(g), list(lora.slices(params).values())
+    J, odds = contrast_rows(model, CONTRASTS, 300)
+    assert on_card(g, J, odds) and J.shape == (2, len(g))
+    cos_align(g, v_hack)
+    for v, by in ((v_hack, None), (v_hack, blocks), (J, None)):
+        assert on_card(project(g, v, blocks=by).g)
+    lora.write_grads(params, -project(g, J).g)
+    torch.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
+    before = lora.flatten_params(params)
+    optimizer.step()
+    lora.write_params(params, before + project(lora.flatten_params(params) - before, J).g)
+    assert on_card(*params.values(), *(p.grad for p in params.values()))
+
+
+def test_hidden_states_directions_and_lifts(model):
+    pairs = [(list(range(5, 12)), list(range(4, 9)))] * 3
+    h = last_hidden(model, [ids for pair in pairs for ids in pair])  # [6, layers + 1, hidden]
+    assert on_card(h)
+    vhack.separation(h[:2, 1], h[2:4, 1], h[4:5, 1], h[5:6, 1])
+    d = h[0, 1].detach()
+    denoised, _ = vhack.denoise(d, model.model.layers[0].mlp.down_proj.weight, 4)
+    assert on_card(denoised, concept_scores(model, [p[0] for p in pairs], [1, 2], denoised.cpu()))
+    assert on_card(vhack._outer_lift(model, [p[0] for p in pairs], denoised.cpu()))
+
+
+def test_weights_for_the_engine(model):
+    assert all(on_card(w, dtype=torch.bfloat16) for _, w in lora.merged_weights(model))
+
+
+def test_what_a_checkpoint_held_comes_back_to_the_card(model, tmp_path, monkeypatch):
+    """Read from disk it is on the CPU; what a step is projected on, the moments of AdamW and the adapter belong on the card."""
+    params = lora.lora_parameters(model)
+    optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
+    g = ascent(model)
+    lora.write_grads(params, -g)
+    held = {f"param.{name}": torch.zeros(p.shape) for name, p in params.items()}
+    for name, p in params.items():
+        held[f"adam.step.{name}"] = torch.tensor(1.0)
+        held |= {f"adam.{key}.{name}": torch.zeros(p.shape) for key in ("exp_avg", "exp_avg_sq")}
+    state = RunState(tmp_path, params, optimizer)
+    state._load(held)
+    optimizer.step()
+    assert on_card(*params.values(), *(s["exp_avg"] for s in optimizer.state.values()))
+
+    run = Training.__new__(Training)
+    run.cfg, run.model, run.state = SimpleNamespace(resume=tmp_path), model, state
+    monkeypatch.setattr(run, "_require_the_same", lambda: None)
+    monkeypatch.setattr(state, "change", lambda cfg: None)
+    extra = dict(v_hack=torch.zeros(len(g)), v=torch.zeros(2, len(g)), nonfinite=torch.tensor(1))
+    monkeypatch.setattr(state, "resume", lambda: (3, extra))
+    back = run.resume()
+    cos_align(g, back["v_hack"])
+    assert on_card(project(g, back["v"]).g)
