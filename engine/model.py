@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from faults.errors import UserError, one_line
 
+log = logging.getLogger(__name__)
 WHERE_FROM = "name a model folder with --model, or a hub id that is in the Hugging Face cache or can be downloaded"
 
 
@@ -31,20 +33,32 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_model(model: str, device: str = "cpu") -> Any:
-    """The causal LM of a folder or a hub id: bf16 on CUDA, the precision it was saved in elsewhere. Raises UserError."""
+    """The causal LM of a folder or a hub id: bf16 on CUDA, the precision it was saved in elsewhere. Raises UserError, also for a
+    checkpoint that lacks some of the model's weights: they would be random."""
     mend_vllm_environment()
     from transformers import AutoModelForCausalLM
+    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5PreTrainedModel
+    from transformers.utils.import_utils import is_flash_linear_attention_available
+
+    # Decay rates of its linear layers: float32 in the checkpoints and in vLLM; with the rest they would be rounded to bf16.
+    Qwen3_5PreTrainedModel._keep_in_fp32_modules_strict = {"A_log"}
 
     try:
         dtype = torch.bfloat16 if device == "cuda" else "auto"
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, attn_implementation="sdpa", local_files_only=Path(model).is_dir()
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, attn_implementation="sdpa", local_files_only=Path(model).is_dir(), output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as e:
         raise UserError(f"cannot load the model {model} ({one_line(e)}): {WHERE_FROM}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"the model {model} lacks {len(missing)} of its weights, {missing[0]} first: fetch it again, or {WHERE_FROM}"
+        )
     loaded = loaded.to(device).eval()
     if device == "cuda":
-        loaded.gradient_checkpointing_enable(dict(use_reentrant=False))
+        if any(hasattr(layer, "linear_attn") for layer in decoder_layers(loaded)) and not is_flash_linear_attention_available():
+            log.warning("SLOW: flash-linear-attention is missing, linear layers take ten times as long: pip install -e '.[vllm]'")
+        loaded.gradient_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))  # no dropout, nothing to replay
         loaded.train()  # checkpointing acts in this mode alone; these models have no dropout
     return loaded
 

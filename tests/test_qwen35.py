@@ -18,8 +18,10 @@ from transformers import Qwen3_5ForCausalLM
 import vhack
 from engine import lora
 from engine.logprob import token_logprobs
+from engine.model import load_model
 from engine.sampler import Rollout
 from engine.torch_sampler import TorchSampler
+from faults.errors import UserError
 from harness.config import POCKET
 from leetcode_env import load_problems
 
@@ -193,3 +195,25 @@ def test_the_whole_loop(tmp_path, pocket_tokenizer):
     kinds = {name.split(".")[-3] for name in adapter}
     assert {"in_proj_qkv", "in_proj_z", "out_proj", "q_proj", "o_proj", "down_proj"} <= kinds
     assert all((out / name).exists() for name in ("v_hack.safetensors", "eval.json", "done.json"))
+
+
+def test_decay_rates_stay_float32(tmp_path):
+    """A checkpoint in bf16 that stores A_log in float32, as the published ones do: it is loaded as it is."""
+    model = Qwen3_5ForCausalLM(tiny_config("qwen3_5_text", **OWN)).to(torch.bfloat16)
+    for layer in model.model.layers[:3]:
+        layer.linear_attn.A_log.data = torch.rand(4) + 1
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    rates = [layer.linear_attn.A_log for layer in loaded.model.layers[:3]]
+    assert loaded.dtype == torch.bfloat16 and {r.dtype for r in rates} == {torch.float32}
+    assert all(torch.equal(r, layer.linear_attn.A_log) for r, layer in zip(rates, model.model.layers[:3], strict=True))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    """Its head is declared separate and is not there: transformers would make a random one."""
+    model = Qwen3_5ForCausalLM(tiny_config("qwen3_5_text", **OWN))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="lacks 1 of its weights, lm_head.weight first"):
+        load_model(str(tmp_path))
