@@ -13,9 +13,10 @@ report.md and report.html.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,11 +24,13 @@ from typing import Literal
 import tyro
 
 from faults.errors import UserError, command
-from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan
+from harness.config import Range, flag, parse
+from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan, write_settings
 from study.runner import Stop, run_jobs, say, try_lock
 from study.runs import FinishedRun, read_run, read_runs
 
 TITLE = "Projected GRPO: the registered study"
+RANGES = {"seeds": Range(1, 1000), "ablation_seeds": Range(1, 1000), "parallel": Range(1, 1000), "price_per_hour": Range(0)}
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Study:
     scale: Literal["pocket", "full"] = "pocket"
     seeds: int = 3  # of the arms; the cone's controls have at most 3
     ablation_seeds: int = 1  # of the ablations
-    only: tuple[str, ...] = ()  # leave the other arms out
+    only: tuple[str, ...] | None = None  # leave the other arms out
     out: Path | None = None  # folder of the study (default runs/study-SCALE)
     parallel: int | None = None  # runs at a time (default 2 at pocket scale, 1 at full)
     price_per_hour: float | None = None  # of the machine, for the estimate of cost
@@ -61,9 +64,8 @@ def collect(jobs: Sequence[Job], failed: dict[Job, str]) -> tuple[list[FinishedR
         if job in failed:
             problems.append(failed[job])
             continue
-        shared = _fields(job.extra) - _fields(flag for flags, _ in PLAN.values() for flag in flags)
         try:
-            run = read_run(job.folder, shared)
+            run = read_run(job.folder, shared=_fields(job.extra))
         except UserError as error:
             problems.append(str(error))
             continue
@@ -102,41 +104,78 @@ def plot(options: Plot) -> None:
     """`python -m study plot RUN...`"""
     from study.plots import draw_all
 
-    runs, problems = read_runs(options.runs)
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    if not runs:
-        raise UserError("none of these folders holds a finished run")
-    for path in draw_all(runs, options.out):
-        print(path)
+    with writing_to(options.out):
+        runs, problems = read_runs(options.runs)
+        if not runs:
+            raise UserError("; ".join(["there is no finished run to draw", *problems]))
+        for problem in problems:
+            print(f"left out: {problem}", file=sys.stderr)
+        for path in draw_all(runs, options.out):
+            print(path)
+
+
+@contextlib.contextmanager
+def writing_to(*folders: Path) -> Iterator[None]:
+    """UserError where `folders` cannot be folders to write to: at once where a file stands in the way, else when it shows."""
+    try:
+        for folder in folders:
+            for place in (folder, *folder.parents):
+                if place.exists() and not place.is_dir():
+                    raise UserError(f"{place} is a file where a folder is needed; choose another --out")
+        yield
+    except OSError as error:
+        if error.filename is None:  # no file's fault
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; mend that or choose another --out") from error
+
+
+def check_options(options: Study, extra: list[str]) -> None:
+    """UserError for what no run should meet: a number out of its range, an arm or an option that is not there."""
+    for name, allowed in RANGES.items():
+        value = getattr(options, name)
+        if value is not None and not allowed.holds(value):
+            raise UserError(f"{flag(name)} must be {allowed}, not {value}")
+    if options.only == ():
+        raise UserError(f"--only names no arm; the plan has {', '.join(PLAN)}")
+    if not options.program.is_file():
+        raise UserError(f"--program {options.program}: no such file")
+    own = _fields(
+        ["--seed", "--scale", "--out", "--resume", "--dry-run", *(text for flags, _ in PLAN.values() for text in flags)]
+    )
+    if taken := sorted(_fields(extra) & own):
+        raise UserError(
+            f"{flag(taken[0])} cannot follow --: the plan sets it for each run; see --only, --seeds, --scale and --out"
+        )
 
 
 def run_study(options: Study, extra: list[str], line: str) -> int:
     """Run what is not done and write the report; returns the exit code."""
-    for name in ("seeds", "ablation_seeds", "parallel"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    check_options(options, extra)
     out = options.out or Path("runs") / f"study-{options.scale}"
     parallel = options.parallel or PARALLEL[options.scale]
-    jobs = plan(out, options.scale, options.seeds, options.ablation_seeds, options.only, extra)
-    print(describe_plan(jobs, parallel, options.price_per_hour), flush=True)
-    if options.dry_run:
-        print("\n".join(shlex.join(["python", options.program.name, *job.arguments()]) for job in jobs if not job.done))
-        return 0
-    check_settings(out, {"scale": options.scale, "extra": extra})
-    lock = try_lock(out / "study.lock")
-    if lock is None:
-        raise UserError(f"another study is running in {out}")
-    with lock:
-        failed: dict[Job, str] = {}
-        if not options.report:
-            stop = Stop()
-            failed = run_jobs(jobs, parallel, options.program, stop)
-            if stop.number is not None:
-                say("stopped; the same command goes on from here")
-                return 128 + stop.number
-        return 1 if report(jobs, failed, out, line) else 0
+    jobs = plan(out, options.scale, options.seeds, options.ablation_seeds, options.only or (), extra)
+    for variant in dict.fromkeys(job.variant for job in jobs) if extra else ():
+        parse([*PLAN[variant][0], *extra])  # a mistake ends the study here, and not every run of it
+    with writing_to(out, *(out / name for name in ("runs", "logs", "plots"))):
+        print(describe_plan(jobs, parallel, options.price_per_hour), flush=True)
+        if options.dry_run:
+            print("\n".join(shlex.join(["python", options.program.name, *job.arguments()]) for job in jobs if not job.done))
+            return 0
+        settings: dict[str, str | list[str]] = {"scale": options.scale, "extra": extra}
+        check_settings(out, settings)
+        lock = try_lock(out / "study.lock")
+        if lock is None:
+            raise UserError(f"another study is running in {out}")
+        with lock:
+            write_settings(out, settings)
+            failed: dict[Job, str] = {}
+            if not options.report:
+                stop = Stop()
+                failed = run_jobs(jobs, parallel, options.program, stop)
+                if stop.number is not None:
+                    say("stopped; the same command goes on from here")
+                    return 128 + stop.number
+            return 1 if report(jobs, failed, out, line) else 0
 
 
 @command

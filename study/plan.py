@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,10 +93,11 @@ def estimate(jobs: Sequence[Job], parallel: int) -> float:
     measured: dict[str, list[float]] = {}
     for job in jobs:
         try:
-            seconds = json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
-            measured.setdefault(job.variant, []).append(float(seconds))
-        except (ValueError, KeyError, TypeError, OSError):
+            seconds = float(json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"])
+        except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError):
             continue  # not done, or damaged, which is the report's to say
+        if math.isfinite(seconds):
+            measured.setdefault(job.variant, []).append(seconds)
     others = [seconds / _factor(variant) for variant, values in measured.items() for seconds in values]
     slots = [0.0] * parallel
     for job in jobs:
@@ -132,15 +134,19 @@ def duration(seconds: float) -> str:
 
 
 def check_settings(out: Path, settings: dict[str, str | list[str]]) -> None:
-    """A study folder holds one study: its scale and extra arguments are written at first and compared ever after."""
+    """A study folder holds one study. Raises UserError where its scale or extra arguments were others."""
     path = out / "study.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
         return
-    except ValueError:
+    except (ValueError, OSError, RecursionError):
         raise UserError(f"{path}: not JSON; move the folder away or choose another --out") from None
     if before != settings:
         raise UserError(f"{out} holds a study with {before}, not {settings}; choose another --out")
+
+
+def write_settings(out: Path, settings: dict[str, str | list[str]]) -> None:
+    """Keep the settings of a new study, for `check_settings` to compare later ones with."""
+    if not (out / "study.json").exists():
+        write_json(out / "study.json", settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -151,11 +152,16 @@ def _stop_all(processes: list[subprocess.Popen[bytes]], number: int, stop: Stop)
 
 
 def failure(job: Job, code: int) -> str:
-    """One line: the run, how it ended, and the last line of its log."""
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    last = f": {lines[-1][:300]}" if code >= 0 and len(lines) > 1 else ""
-    return f"{job.folder}: failed with {how}{last} (log: {job.log})"
+    """One line: the run, how it ended, and the last line of its log that says why: an error, or else one with letters."""
+    if code < 0:
+        return f"{job.folder}: failed with killed by {signal.Signals(-code).name} (log: {job.log})"
+    why = ""
+    for line in map(str.strip, job.log.read_text(encoding="utf-8", errors="replace").splitlines()):
+        if line.startswith("$ "):  # what an earlier start of the run printed says nothing about this one
+            why = ""
+        elif line.startswith("error:") or (re.search(r"[^\W\d_]", line) and not why.startswith("error:")):
+            why = line
+    return f"{job.folder}: failed with exit code {code}{why and ': '}{why[:300]} (log: {job.log})"
 
 
 def say(text: str) -> None:
