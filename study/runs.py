@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,26 @@ class FinishedRun:
         """The run's seed."""
         return self.config["seed"]
 
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric, the steps where it was not measured left out."""
-        lines = [line for line in self.metrics if line.get(key) is not None]
-        return [line["step"] for line in lines], [line[key] for line in lines]
+    @property
+    def nonzero(self) -> int | None:
+        """Number of v_hack's entries that are not 0, where it is known."""
+        return self.provenance["parameters"].get("v_nonzero")
 
-    def shares(self, labels: Iterable[str]) -> list[float]:
-        """Per step, the share of the batch's responses that carry one of `labels`."""
-        return [share(Counter(line["labels"]), labels) for line in self.metrics]
+    def condition(self, rate: str) -> Fields:
+        """The part of eval.json that a rate is read from: hacks where there is a loophole, passes where there is none."""
+        return self.evaluation["conditions"]["no_loophole" if rate == "pass" else "loophole"]
+
+    def wilson(self, rate: str) -> Fields:
+        """A rate after training with its Wilson interval: {count, n, rate, low, high}."""
+        return self.condition(rate)[rate]
+
+    def series(self, what: str | Sequence[str]) -> tuple[list[int], list[float]]:
+        """(steps, values) of a metric, without the steps where it was not measured; or of the share of the batch's responses that
+        carry one of some labels."""
+        if not isinstance(what, str):
+            return [line["step"] for line in self.metrics], [share(Counter(line["labels"]), what) for line in self.metrics]
+        lines = [line for line in self.metrics if line.get(what) is not None]
+        return [line["step"] for line in lines], [line[what] for line in lines]
 
 
 def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
