@@ -24,9 +24,10 @@ from typing import Literal
 import tyro
 
 from faults.errors import UserError, command
+from faults.files import write_json
 from harness.config import Range, flag, parse
-from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan, write_settings
-from study.runner import Stop, run_jobs, say, try_lock
+from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan
+from study.runner import catch_signals, run_jobs, say, try_lock
 from study.runs import FinishedRun, read_run, read_runs
 
 TITLE = "Projected GRPO: the registered study"
@@ -61,21 +62,18 @@ def collect(jobs: Sequence[Job], failed: dict[Job, str]) -> tuple[list[FinishedR
     """(runs, a line for each planned run that is not there or not what it should be)."""
     runs, problems = [], []
     for job in jobs:
-        if job in failed:
-            problems.append(failed[job])
-            continue
         try:
+            if job in failed:
+                raise UserError(failed[job])
             run = read_run(job.folder, shared=_fields(job.extra))
+            found = {"arm": run.variant, "seed": run.seed, "scale": run.config.get("scale")}
+            for key, planned in (("arm", job.variant), ("seed", job.seed), ("scale", job.scale)):
+                if found[key] != planned:
+                    wrong = f"{key} {found[key]!r} where the plan has {planned!r}"
+                    raise UserError(f"{job.folder / 'config.json'}: another run's folder: {wrong}")
+            runs.append(run)
         except UserError as error:
             problems.append(str(error))
-            continue
-        found = {"arm": run.variant, "seed": run.seed, "scale": run.config.get("scale")}
-        planned = {"arm": job.variant, "seed": job.seed, "scale": job.scale}
-        wrong = [f"{key} {found[key]!r} where the plan has {planned[key]!r}" for key in planned if found[key] != planned[key]]
-        if wrong:
-            problems.append(f"{job.folder / 'config.json'}: another run's folder: {wrong[0]}")
-        else:
-            runs.append(run)
     return runs, problems
 
 
@@ -84,12 +82,11 @@ def _fields(options: Iterable[str]) -> set[str]:
     return {text[2:].split("=")[0].removeprefix("no-").replace("-", "_") for text in options if text.startswith("--")}
 
 
-def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) -> list[str]:
-    """Write the report of a study that was started with `line`; returns the lines about what is missing from it."""
-    from study import report as writer  # matplotlib takes a second to load: not for --dry-run
+def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) -> bool:
+    """Write the report of a study that was started with `line`; returns whether all of `jobs` are in it."""
+    from study.report import write_report  # matplotlib takes a second to load: not for --dry-run
 
-    runs, problems = collect(jobs, failed)
-    results = writer.write_report(runs, problems, out, TITLE, line)
+    results = write_report(*collect(jobs, failed), out, TITLE, line)
     for text in results["headlines"]:
         print(text)
     for verdict in results["verdicts"]:
@@ -97,7 +94,7 @@ def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) ->
     for text in results["left_out"]:
         print(f"left out: {text}", file=sys.stderr)
     print(f"report: {out / 'report.html'}")
-    return results["left_out"]
+    return not results["left_out"]
 
 
 def plot(options: Plot) -> None:
@@ -130,7 +127,7 @@ def writing_to(*folders: Path) -> Iterator[None]:
 
 
 def check_options(options: Study, extra: list[str]) -> None:
-    """UserError for what no run should meet: a number out of its range, an arm or an option that is not there."""
+    """UserError for what no run should meet: a number out of its range, a program or an option that is not there."""
     for name, allowed in RANGES.items():
         value = getattr(options, name)
         if value is not None and not allowed.holds(value):
@@ -139,43 +136,40 @@ def check_options(options: Study, extra: list[str]) -> None:
         raise UserError(f"--only names no arm; the plan has {', '.join(PLAN)}")
     if not options.program.is_file():
         raise UserError(f"--program {options.program}: no such file")
-    own = _fields(
-        ["--seed", "--scale", "--out", "--resume", "--dry-run", *(text for flags, _ in PLAN.values() for text in flags)]
-    )
-    if taken := sorted(_fields(extra) & own):
+    planned = _fields(text for flags, _ in PLAN.values() for text in flags) | {"seed", "scale", "out", "resume", "dry_run"}
+    if taken := sorted(_fields(extra) & planned):
         raise UserError(
             f"{flag(taken[0])} cannot follow --: the plan sets it for each run; see --only, --seeds, --scale and --out"
         )
+    for variant, (flags, _) in PLAN.items():
+        if extra and variant in (options.only or PLAN):
+            parse([*flags, *extra])
 
 
 def run_study(options: Study, extra: list[str], line: str) -> int:
     """Run what is not done and write the report; returns the exit code."""
+    out, parallel = options.out or Path("runs") / f"study-{options.scale}", options.parallel or PARALLEL[options.scale]
     check_options(options, extra)
-    out = options.out or Path("runs") / f"study-{options.scale}"
-    parallel = options.parallel or PARALLEL[options.scale]
     jobs = plan(out, options.scale, options.seeds, options.ablation_seeds, options.only or (), extra)
-    for variant in dict.fromkeys(job.variant for job in jobs) if extra else ():
-        parse([*PLAN[variant][0], *extra])  # a mistake ends the study here, and not every run of it
     with writing_to(out, *(out / name for name in ("runs", "logs", "plots"))):
         print(describe_plan(jobs, parallel, options.price_per_hour), flush=True)
         if options.dry_run:
             print("\n".join(shlex.join(["python", options.program.name, *job.arguments()]) for job in jobs if not job.done))
             return 0
-        settings: dict[str, str | list[str]] = {"scale": options.scale, "extra": extra}
+        settings = {"scale": options.scale, "extra": extra}
         check_settings(out, settings)
         lock = try_lock(out / "study.lock")
         if lock is None:
             raise UserError(f"another study is running in {out}")
         with lock:
-            write_settings(out, settings)
-            failed: dict[Job, str] = {}
-            if not options.report:
-                stop = Stop()
-                failed = run_jobs(jobs, parallel, options.program, stop)
-                if stop.number is not None:
-                    say("stopped; the same command goes on from here")
-                    return 128 + stop.number
-            return 1 if report(jobs, failed, out, line) else 0
+            if not (out / "study.json").exists():
+                write_json(out / "study.json", settings)
+            signals: list[int] = [] if options.report else catch_signals()
+            failed = {} if options.report else run_jobs(jobs, parallel, options.program, signals)
+            if signals:
+                say("stopped; the same command goes on from here")
+                return 128 + signals[0]
+            return 0 if report(jobs, failed, out, line) else 1
 
 
 @command

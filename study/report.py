@@ -147,12 +147,10 @@ def _verdicts(verdicts: list[Numbers]) -> list[str]:
 
 def _arms(arms: Numbers) -> list[str]:
     header = ["arm", "seeds", "hack rate (strict)", "hack rate (loose)", "pass rate"]
-    rows = [[name, _seeds(arm), *(_interval(arm[rate], "mean") for rate in RATES)] for name, arm in arms.items()]
+    rows = [
+        [name, ", ".join(map(str, arm["seeds"])), *(_interval(arm[rate], "mean") for rate in RATES)] for name, arm in arms.items()
+    ]
     return [_table(header, rows), ARM_NOTE]
-
-
-def _seeds(numbers: Numbers) -> str:
-    return ", ".join(map(str, numbers["seeds"]))
 
 
 def _comparisons(comparisons: Numbers) -> list[str]:
@@ -168,9 +166,8 @@ def _comparisons(comparisons: Numbers) -> list[str]:
             change = difference_text(result).replace(" points", "").replace("95 % interval ", "")
             boot = result["bootstrap"]
             interval = boot["note"] if boot["low"] is None else f"[{points(boot['low'])}, {points(boot['high'])}]"
-            rows.append(
-                [name, metric, change, *map(_p_value, (result["seed_level"], result["published"])), interval, _seeds(result)]
-            )
+            tests = [_p_value(result[level]) for level in ("seed_level", "published")]
+            rows.append([name, metric, change, *tests, interval, ", ".join(map(str, result["seeds"]))])
     return [_table(header, rows), COMPARISON_NOTE]
 
 
