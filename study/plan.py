@@ -149,6 +149,6 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     except FileNotFoundError:
         return
     except (ValueError, OSError, RecursionError):
-        raise UserError(f"{path}: not JSON; move the folder away or choose another --out") from None
+        raise UserError(f"{path}: cannot be read as JSON; move the folder away or choose another --out") from None
     if before != settings:
         raise UserError(f"{out} holds a study with {before}, not {settings}; choose another --out")
