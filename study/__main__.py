@@ -13,9 +13,10 @@ report.md and report.html.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,11 +24,14 @@ from typing import Literal
 import tyro
 
 from faults.errors import UserError, command
+from faults.files import write_json
+from harness.config import Range, flag, parse
 from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan
-from study.runner import Stop, run_jobs, say, try_lock
+from study.runner import catch_signals, run_jobs, say, try_lock
 from study.runs import FinishedRun, read_run, read_runs
 
 TITLE = "Projected GRPO: the registered study"
+RANGES = {"seeds": Range(1, 1000), "ablation_seeds": Range(1, 1000), "parallel": Range(1, 1000), "price_per_hour": Range(0)}
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Study:
     scale: Literal["pocket", "full"] = "pocket"
     seeds: int = 3  # of the arms; the cone's controls have at most 3
     ablation_seeds: int = 1  # of the ablations
-    only: tuple[str, ...] = ()  # leave the other arms out
+    only: tuple[str, ...] | None = None  # leave the other arms out
     out: Path | None = None  # folder of the study (default runs/study-SCALE)
     parallel: int | None = None  # runs at a time (default 2 at pocket scale, 1 at full)
     price_per_hour: float | None = None  # of the machine, for the estimate of cost
@@ -58,22 +62,18 @@ def collect(jobs: Sequence[Job], failed: dict[Job, str]) -> tuple[list[FinishedR
     """(runs, a line for each planned run that is not there or not what it should be)."""
     runs, problems = [], []
     for job in jobs:
-        if job in failed:
-            problems.append(failed[job])
-            continue
-        shared = _fields(job.extra) - _fields(flag for flags, _ in PLAN.values() for flag in flags)
         try:
-            run = read_run(job.folder, shared)
+            if job in failed:
+                raise UserError(failed[job])
+            run = read_run(job.folder, shared=_fields(job.extra))
+            found = {"arm": run.variant, "seed": run.seed, "scale": run.config.get("scale")}
+            for key, planned in (("arm", job.variant), ("seed", job.seed), ("scale", job.scale)):
+                if found[key] != planned:
+                    wrong = f"{key} {found[key]!r} where the plan has {planned!r}"
+                    raise UserError(f"{job.folder / 'config.json'}: another run's folder: {wrong}")
+            runs.append(run)
         except UserError as error:
             problems.append(str(error))
-            continue
-        found = {"arm": run.variant, "seed": run.seed, "scale": run.config.get("scale")}
-        planned = {"arm": job.variant, "seed": job.seed, "scale": job.scale}
-        wrong = [f"{key} {found[key]!r} where the plan has {planned[key]!r}" for key in planned if found[key] != planned[key]]
-        if wrong:
-            problems.append(f"{job.folder / 'config.json'}: another run's folder: {wrong[0]}")
-        else:
-            runs.append(run)
     return runs, problems
 
 
@@ -82,12 +82,11 @@ def _fields(options: Iterable[str]) -> set[str]:
     return {text[2:].split("=")[0].removeprefix("no-").replace("-", "_") for text in options if text.startswith("--")}
 
 
-def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) -> list[str]:
-    """Write the report of a study that was started with `line`; returns the lines about what is missing from it."""
-    from study import report as writer  # matplotlib takes a second to load: not for --dry-run
+def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) -> bool:
+    """Write the report of a study that was started with `line`; returns whether all of `jobs` are in it."""
+    from study.report import write_report  # matplotlib takes a second to load: not for --dry-run
 
-    runs, problems = collect(jobs, failed)
-    results = writer.write_report(runs, problems, out, TITLE, line)
+    results = write_report(*collect(jobs, failed), out, TITLE, line)
     for text in results["headlines"]:
         print(text)
     for verdict in results["verdicts"]:
@@ -95,48 +94,82 @@ def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) ->
     for text in results["left_out"]:
         print(f"left out: {text}", file=sys.stderr)
     print(f"report: {out / 'report.html'}")
-    return results["left_out"]
+    return not results["left_out"]
 
 
 def plot(options: Plot) -> None:
     """`python -m study plot RUN...`"""
     from study.plots import draw_all
 
-    runs, problems = read_runs(options.runs)
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    if not runs:
-        raise UserError("none of these folders holds a finished run")
-    for path in draw_all(runs, options.out):
-        print(path)
+    with writing_to(options.out):
+        runs, problems = read_runs(options.runs)
+        if not runs:
+            raise UserError("; ".join(["there is no finished run to draw", *problems]))
+        for problem in problems:
+            print(f"left out: {problem}", file=sys.stderr)
+        for path in draw_all(runs, options.out):
+            print(path)
+
+
+@contextlib.contextmanager
+def writing_to(*folders: Path) -> Iterator[None]:
+    """UserError where `folders` cannot be folders to write to: at once where a file stands in the way, else when it shows."""
+    try:
+        for folder in folders:
+            for place in (folder, *folder.parents):
+                if place.exists() and not place.is_dir():
+                    raise UserError(f"{place} is a file where a folder is needed; choose another --out")
+        yield
+    except OSError as error:
+        if error.filename is None:  # no file's fault
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; mend that or choose another --out") from error
+
+
+def check_options(options: Study, extra: list[str]) -> None:
+    """UserError for what no run should meet: a number out of its range, a program or an option that is not there."""
+    for name, allowed in RANGES.items():
+        value = getattr(options, name)
+        if value is not None and not allowed.holds(value):
+            raise UserError(f"{flag(name)} must be {allowed}, not {value}")
+    if options.only == ():
+        raise UserError(f"--only names no arm; the plan has {', '.join(PLAN)}")
+    if not options.program.is_file():
+        raise UserError(f"--program {options.program}: no such file")
+    planned = _fields(text for flags, _ in PLAN.values() for text in flags) | {"seed", "scale", "out", "resume", "dry_run"}
+    if taken := sorted(_fields(extra) & planned):
+        raise UserError(
+            f"{flag(taken[0])} cannot follow --: the plan sets it for each run; see --only, --seeds, --scale and --out"
+        )
+    for variant, (flags, _) in PLAN.items():
+        if extra and variant in (options.only or PLAN):
+            parse([*flags, *extra])
 
 
 def run_study(options: Study, extra: list[str], line: str) -> int:
     """Run what is not done and write the report; returns the exit code."""
-    for name in ("seeds", "ablation_seeds", "parallel"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    out = options.out or Path("runs") / f"study-{options.scale}"
-    parallel = options.parallel or PARALLEL[options.scale]
-    jobs = plan(out, options.scale, options.seeds, options.ablation_seeds, options.only, extra)
-    print(describe_plan(jobs, parallel, options.price_per_hour), flush=True)
-    if options.dry_run:
-        print("\n".join(shlex.join(["python", options.program.name, *job.arguments()]) for job in jobs if not job.done))
-        return 0
-    check_settings(out, {"scale": options.scale, "extra": extra})
-    lock = try_lock(out / "study.lock")
-    if lock is None:
-        raise UserError(f"another study is running in {out}")
-    with lock:
-        failed: dict[Job, str] = {}
-        if not options.report:
-            stop = Stop()
-            failed = run_jobs(jobs, parallel, options.program, stop)
-            if stop.number is not None:
+    out, parallel = options.out or Path("runs") / f"study-{options.scale}", options.parallel or PARALLEL[options.scale]
+    check_options(options, extra)
+    jobs = plan(out, options.scale, options.seeds, options.ablation_seeds, options.only or (), extra)
+    with writing_to(out, *(out / name for name in ("runs", "logs", "plots"))):
+        print(describe_plan(jobs, parallel, options.price_per_hour), flush=True)
+        if options.dry_run:
+            print("\n".join(shlex.join(["python", options.program.name, *job.arguments()]) for job in jobs if not job.done))
+            return 0
+        settings = {"scale": options.scale, "extra": extra}
+        check_settings(out, settings)
+        lock = try_lock(out / "study.lock")
+        if lock is None:
+            raise UserError(f"another study is running in {out}")
+        with lock:
+            if not (out / "study.json").exists():
+                write_json(out / "study.json", settings)
+            signals: list[int] = [] if options.report else catch_signals()
+            failed = {} if options.report else run_jobs(jobs, parallel, options.program, signals)
+            if signals:
                 say("stopped; the same command goes on from here")
-                return 128 + stop.number
-        return 1 if report(jobs, failed, out, line) else 0
+                return 128 + signals[0]
+            return 0 if report(jobs, failed, out, line) else 1
 
 
 @command

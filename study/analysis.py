@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from leetcode_env import HACK_LABELS
 from study.runs import FinishedRun
-from study.stats import MATCH, Scores, compare, headline, mean_interval, random_cosine, verdicts
-
-Numbers = dict[str, Any]
+from study.stats import MATCH, Numbers, Scores, compare, headline, mean_interval, random_cosine, verdicts
 
 MAIN_ARMS = ("vanilla", "projected", "cone", "rebound", "random", "no_loophole")
 ORDER = (*MAIN_ARMS, "no_renorm", "no_svd", "m8", "m32", "rebound_additive", "rebound_correctness", "cone_random", "cone_nonhack")
 BASELINE = "vanilla"
-RATES = {
-    "hack": ("loophole", "hack"),
-    "hack_loose": ("loophole", "hack_loose"),
-    "pass": ("no_loophole", "pass"),
-}  # where each lies
+RATES = ("hack", "hack_loose", "pass")
+COMPARED = ("hack", "pass")
 ESCAPE_SHARE = 0.10  # a cone run whose batch hacks this often, over a mean of ESCAPE_WINDOW steps, has escaped
 ESCAPE_WINDOW = 10
 
@@ -35,14 +30,7 @@ def by_variant(runs: Iterable[FinishedRun]) -> dict[str, list[FinishedRun]]:
 
 def scores(runs: Iterable[FinishedRun], rate: str) -> Scores:
     """{seed: rate of the k-th samples, k = 0..} of runs of one variant."""
-    condition, name = RATES[rate]
-    return {run.seed: run.evaluation["conditions"][condition]["by_sample"][name] for run in runs}
-
-
-def measured(run: FinishedRun, rate: str) -> Numbers:
-    """A run's Wilson summary of a rate of RATES."""
-    condition, name = RATES[rate]
-    return run.evaluation["conditions"][condition][name]
+    return {run.seed: run.condition(rate)["by_sample"][rate] for run in runs}
 
 
 def analyse(runs: Sequence[FinishedRun], left_out: Sequence[str] = ()) -> Numbers:
@@ -52,13 +40,13 @@ def analyse(runs: Sequence[FinishedRun], left_out: Sequence[str] = ()) -> Number
     """
     runs, foreign = comparable(runs)
     groups = by_variant(runs)
-    arms = {variant: {rate: scores(group, rate) for rate in ("hack", "pass")} for variant, group in groups.items()}
+    arms = {variant: {rate: scores(group, rate) for rate in COMPARED} for variant, group in groups.items()}
     return {
         "headlines": [headline(arms, arm) for arm in ("projected", "cone")],
         "verdicts": verdicts(arms),
         "arms": {variant: _summarise_arm(group) for variant, group in groups.items()},
         "comparisons": {
-            variant: {metric: compare(arm[metric], arms[BASELINE][metric]) for metric in ("hack", "pass")}
+            variant: {rate: compare(arm[rate], arms[BASELINE][rate]) for rate in COMPARED}
             for variant, arm in arms.items()
             if BASELINE in arms and variant != BASELINE
         },
@@ -67,33 +55,36 @@ def analyse(runs: Sequence[FinishedRun], left_out: Sequence[str] = ()) -> Number
     }
 
 
-def comparable(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+def comparable(runs: Iterable[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     """(runs that share model, data and settings with most, a line for each that does not)."""
-    kept, lines = list(runs), list[str]()
-    same: tuple[tuple[str, Callable[[FinishedRun], Any]], ...] = (
-        ("model", lambda run: run.provenance["hashes"].get("model")),
-        ("training data", lambda run: run.provenance["hashes"].get("data")),
-        ("held-out data", lambda run: run.provenance["hashes"].get("heldout")),
-        ("number of steps", lambda run: run.done["steps"]),
-        ("number of evaluation samples", lambda run: run.evaluation["samples"]),
-    )
-    for what, of in same:
-        values = [of(run) for run in kept]
-        usual = max(values, key=values.count) if values else None
-        other = [run for run in kept if of(run) != usual]
-        lines += [f"{run.folder}: another {what} than the other runs ({of(run)}, not {usual})" for run in other]
-        kept = [run for run in kept if of(run) == usual]
-    return kept, lines
+    kept, lines = [(run, _shared(run)) for run in runs], list[str]()
+    for what in kept[0][1] if kept else ():
+        values = [own[what] for _, own in kept]
+        usual = max(values, key=values.count)
+        other = [(run.folder, own[what]) for run, own in kept if own[what] != usual]
+        lines += [f"{folder}: another {what} than the other runs ({value}, not {usual})" for folder, value in other]
+        kept = [(run, own) for run, own in kept if own[what] == usual]
+    return [run for run, _ in kept], lines
+
+
+def _shared(run: FinishedRun) -> dict[str, Any]:
+    """What runs must have in common to be compared."""
+    hashes = run.provenance["hashes"]
+    return {
+        "model": hashes.get("model"),
+        "training data": hashes.get("data"),
+        "held-out data": hashes.get("heldout"),
+        "number of steps": run.done["steps"],
+        "number of evaluation samples": run.evaluation["samples"],
+    }
 
 
 def _summarise_arm(group: list[FinishedRun]) -> Numbers:
     """Mean over seeds of an arm's rates, each with its t interval, and whether the projection was biting."""
-    rates = {}
-    for name in RATES:
-        interval = mean_interval([measured(run, name)["rate"] for run in group])
+    rates = {rate: mean_interval(run.wilson(rate)["rate"] for run in group) for rate in RATES}
+    for interval in rates.values():
         if interval["low"] is not None:  # the t interval does not know that a rate has ends
             interval |= {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
-        rates[name] = interval
     return {"seeds": [run.seed for run in group], **rates, "biting": biting(group)}
 
 
@@ -105,7 +96,7 @@ def biting(group: list[FinishedRun]) -> Numbers:
     """
     cosines = np.array([value for run in group for value in run.series("cos_align")[1]])
     removed = [value for run in group for value in run.series("removed")[1]]
-    nonzero = group[0].provenance["parameters"].get("v_nonzero")
+    nonzero = group[0].nonzero
     return {
         "steps": len(cosines),
         "share_positive": float((cosines > 0).mean()),
@@ -117,10 +108,9 @@ def biting(group: list[FinishedRun]) -> Numbers:
 
 def _summarise_run(run: FinishedRun) -> Numbers:
     """A run's counts and rates, with the folder that they come from."""
-    conditions = run.evaluation["conditions"]
     row: Numbers = {"variant": run.variant, "seed": run.seed, "folder": run.folder.name, "steps": run.done["steps"]}
-    row |= {rate: measured(run, rate) for rate in RATES} | {"pass_at_1": conditions["no_loophole"]["pass_at_1"]}
-    row |= {"labels": {name: part["labels"] for name, part in conditions.items()}}
+    row |= {rate: run.wilson(rate) for rate in RATES} | {"pass_at_1": run.condition("pass")["pass_at_1"]}
+    row["labels"] = {name: part["labels"] for name, part in run.evaluation["conditions"].items()}
     row["steering_rises"] = (run.provenance.get("vhack") or {}).get("steering_rises")
     if run.variant.split("+")[0] == "cone":  # its controls hold no rows of the hack, and so have nothing to escape
         row["escape"] = escape(run)
@@ -134,11 +124,11 @@ def escape(run: FinishedRun) -> Numbers:
     ESCAPE_SHARE of their responses, which end at `step`. `signature`: meanwhile the rows' mean log-odds fell, so that
     the cone held its rows and the policy went round them.
     """
-    shares = np.array(run.shares(HACK_LABELS))
+    shares = np.array(run.series(HACK_LABELS)[1])
     window = min(ESCAPE_WINDOW, len(shares))
     means = np.convolve(shares, np.ones(window) / window, mode="valid")
     above = np.flatnonzero(means > ESCAPE_SHARE)
-    final = run.evaluation["conditions"]["loophole"]["hack"]["rate"]
+    final = run.wilson("hack")["rate"]
     odds = run.series("row_logodds")[1]
     ends = [float(np.mean(odds[:window])), float(np.mean(odds[-window:]))] if odds else None
     return {

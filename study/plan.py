@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from faults.errors import UserError
-from faults.files import write_json
 
 ALL_SEEDS, CONTROL_SEEDS, ABLATION_SEEDS = "seeds", "control_seeds", "ablation_seeds"
 PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
@@ -41,7 +44,7 @@ class Job:
 
     variant: str
     seed: int
-    folder: Path
+    out: Path  # the study's folder
     scale: str
     extra: tuple[str, ...] = ()
 
@@ -50,22 +53,32 @@ class Job:
         """The name of its folder."""
         return f"{self.variant}-seed{self.seed}"
 
-    def arguments(self) -> list[str]:
-        """Arguments of grpo.py that start the run, or that resume it when its folder holds a config.json."""
-        if (self.folder / "config.json").exists():
-            return ["--resume", str(self.folder)]
-        flags = [*PLAN[self.variant][0], "--seed", str(self.seed), "--scale", self.scale]
-        return [*flags, "--out", str(self.folder), *self.extra]
+    @property
+    def folder(self) -> Path:
+        """Where it writes to."""
+        return self.out / "runs" / self.name
 
     @property
     def log(self) -> Path:
         """Where it prints to."""
-        return self.folder.parent.parent / "logs" / f"{self.name}.log"
+        return self.out / "logs" / f"{self.name}.log"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it can be resumed."""
+        return (self.folder / "config.json").exists()
 
     @property
     def done(self) -> bool:
         """Whether it came to its end."""
         return (self.folder / "done.json").exists()
+
+    def arguments(self) -> list[str]:
+        """Arguments of grpo.py that start the run or resume it."""
+        if self.begun:
+            return ["--resume", str(self.folder)]
+        flags = [*PLAN[self.variant][0], "--seed", str(self.seed), "--scale", self.scale]
+        return [*flags, "--out", str(self.folder), *self.extra]
 
 
 def plan(
@@ -77,7 +90,7 @@ def plan(
         raise UserError(f"unknown arm {unknown[0]!r}; the plan has {', '.join(PLAN)}")
     count = {ALL_SEEDS: seeds, CONTROL_SEEDS: min(seeds, MOST_CONTROL_SEEDS), ABLATION_SEEDS: ablation_seeds}
     return [
-        Job(variant, seed, Path(out) / "runs" / f"{variant}-seed{seed}", scale, tuple(extra))
+        Job(variant, seed, out, scale, tuple(extra))
         for seed in range(max(count.values()))
         for variant, (_, kind) in PLAN.items()
         if seed < count[kind] and (not only or variant in only)
@@ -91,23 +104,20 @@ def estimate(jobs: Sequence[Job], parallel: int) -> float:
     """
     measured: dict[str, list[float]] = {}
     for job in jobs:
-        try:
-            seconds = json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
-            measured.setdefault(job.variant, []).append(float(seconds))
-        except (ValueError, KeyError, TypeError, OSError):
-            continue  # not done, or damaged, which is the report's to say
-    others = [seconds / _factor(variant) for variant, values in measured.items() for seconds in values]
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError):
+            seconds = float(json.loads((job.folder / "done.json").read_text(encoding="utf-8"))["seconds"])
+            if math.isfinite(
+                seconds
+            ):  # else, as where it is not done or damaged, the file says nothing here; the report names it
+                measured.setdefault(job.variant, []).append(seconds)
+    factor = {variant: CONE_FACTOR if variant.startswith("cone") else 1.0 for variant in PLAN}
+    others = [seconds / factor[variant] for variant, values in measured.items() for seconds in values]
     slots = [0.0] * parallel
     for job in jobs:
         if not job.done:
-            typical = sum(others) / len(others) if others else TYPICAL_SECONDS[job.scale]
-            own = measured.get(job.variant, [typical * _factor(job.variant)])
-            slots[slots.index(min(slots))] += sum(own) / len(own)
+            typical = fmean(others or [TYPICAL_SECONDS[job.scale]]) * factor[job.variant]
+            slots[slots.index(min(slots))] += fmean(measured.get(job.variant, [typical]))
     return max(slots)
-
-
-def _factor(variant: str) -> float:
-    return CONE_FACTOR if variant.startswith("cone") else 1.0
 
 
 def describe_plan(jobs: Sequence[Job], parallel: int, price: float | None = None) -> str:
@@ -131,16 +141,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def check_settings(out: Path, settings: dict[str, str | list[str]]) -> None:
-    """A study folder holds one study: its scale and extra arguments are written at first and compared ever after."""
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """A study folder holds one study. Raises UserError where its scale or extra arguments, in study.json, are others."""
     path = out / "study.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(path.read_bytes())
     except FileNotFoundError:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
         return
-    except ValueError:
-        raise UserError(f"{path}: not JSON; move the folder away or choose another --out") from None
+    except (ValueError, OSError, RecursionError):
+        raise UserError(f"{path}: cannot be read as JSON; move the folder away or choose another --out") from None
     if before != settings:
         raise UserError(f"{out} holds a study with {before}, not {settings}; choose another --out")

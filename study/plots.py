@@ -6,7 +6,7 @@ A figure with nothing to show is not drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from leetcode_env import HACK_LABELS, PASS_LABELS
-from study.analysis import BASELINE, MAIN_ARMS, by_variant, measured, scores
+from study.analysis import BASELINE, COMPARED, MAIN_ARMS, by_variant, scores
 from study.runs import FinishedRun
 from study.stats import compare, pareto_front, random_cosine
 
@@ -30,13 +30,10 @@ COSINE_WINDOW = 15  # cosines of single gradients are noisier still
 REFERENCE_ARM = "no_loophole"  # trained where there is nothing to hack: a ceiling, not a competitor
 BAND = "band: lowest to highest seed\nmean of {} steps"  # in a legend
 PNG_ALONE = {"labels"}  # its hatched areas take megabytes as SVG
-
-Runs = Sequence[FinishedRun]
-Style = tuple[str, Any, str]
-Curve = tuple[list[int], np.ndarray]  # steps, values
+ALL, MAIN, OTHERS = (True, False), (True,), (False,)  # runs, by whether their arm is one of MAIN_ARMS
 
 # Variant: (colour, line style, marker). Colours after Okabe & Ito, told apart by the colour-blind too.
-STYLES: dict[str, Style] = {
+STYLES: dict[str, tuple[str, Any, str]] = {
     "vanilla": ("#000000", "-", "o"),
     "projected": ("#0072B2", (0, (6, 2)), "s"),
     "cone": ("#D55E00", "-", "^"),
@@ -52,7 +49,7 @@ STYLES: dict[str, Style] = {
     "cone_random": ("#CC79A7", (0, (6, 2)), "*"),
     "cone_nonhack": ("#E69F00", (0, (3, 1, 1, 1)), "8"),
 }
-UNKNOWN_STYLE: Style = ("#555555", (0, (2, 2)), ".")
+UNKNOWN_STYLE = ("#555555", (0, (2, 2)), ".")
 
 # Label: (shade, hatch), from the bottom of the stack up; the hack is the darkest and stands on the axis.
 LABEL_STYLES = {
@@ -80,68 +77,37 @@ RC = {
     "svg.hashsalt": "projected-grpo",  # with no date, equal runs give equal files
 }
 
-
-def draw_all(runs: Runs, out: Path) -> list[Path]:
-    """Draw every figure that `runs` have data for into folder `out`; returns the paths written."""
-    out.mkdir(parents=True, exist_ok=True)
-    main = [run for run in runs if run.variant in MAIN_ARMS]
-    rest = [run for run in runs if run.variant not in MAIN_ARMS]
-    figures = {
-        "pareto": (pareto, runs),
-        "effects": (effects, runs),
-        "training": (training, main),
-        "training_variants": (training, rest),
-        "labels": (labels, runs),
-        "cosine": (cosine, main),
-        "cosine_variants": (cosine, rest),
-        "cone": (cone, runs),
-        "kl": (kl, runs),
-    }
-    paths = []
-    with plt.rc_context(RC):
-        for name, (draw, chosen) in figures.items():
-            figure = draw(chosen) if chosen else None
-            if figure is None:
-                continue
-            if name != "pareto":  # its legend stands outside, and needs no room inside
-                figure.tight_layout()
-            paths.append(out / f"{name}.png")
-            figure.savefig(paths[-1], bbox_inches="tight", dpi=160)
-            if name not in PNG_ALONE:
-                paths.append(out / f"{name}.svg")
-                figure.savefig(paths[-1], bbox_inches="tight", metadata={"Date": None})
-            plt.close(figure)
-    return paths
+Runs = Sequence[FinishedRun]
 
 
-def style(variant: str) -> Style:
+def style(variant: str) -> tuple[str, Any, str]:
     """(colour, line style, marker) of a variant."""
     return STYLES.get(variant, UNKNOWN_STYLE)
 
 
-def smooth(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
-    """Trailing mean over at most `window` values; same length."""
+def smooth(curve: tuple[list[int], list[float]], window: int = WINDOW) -> tuple[list[int], np.ndarray]:
+    """(steps, values) with each value replaced by the trailing mean over at most `window` of them."""
+    steps, values = curve
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    return steps, (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def pareto(runs: Runs) -> Figure | None:
+def pareto(runs: Runs) -> Figure:
     """Hack rate against pass rate: a small point a run with its Wilson intervals, a large one an arm's mean."""
     figure, axis = plt.subplots(figsize=(7.6, 5.2))
     means: dict[str, tuple[float, float]] = {}
     for variant, group in by_variant(runs).items():
         colour, _, marker = style(variant)
-        rates = [(measured(run, "hack"), measured(run, "pass")) for run in group]
+        (x, x_low, x_high), (y, y_low, y_high) = (
+            np.array([[run.wilson(rate)[key] for run in group] for key in ("rate", "low", "high")]) for rate in COMPARED
+        )
         look = {"fmt": marker, "ms": 4.5, "color": colour, "alpha": 0.55, "elinewidth": 0.8}
-        for hack, passed in rates:
-            bars = [[[w["rate"] - w["low"]], [w["high"] - w["rate"]]] for w in (hack, passed)]
-            axis.errorbar(hack["rate"], passed["rate"], xerr=bars[0], yerr=bars[1], **look)
-        hack_mean, pass_mean = (float(np.mean([w["rate"] for w in side])) for side in zip(*rates, strict=True))
-        means[variant] = hack_mean, pass_mean
+        axis.errorbar(x, y, xerr=[x - x_low, x_high - x], yerr=[y - y_low, y_high - y], **look)
+        means[variant] = float(x.mean()), float(y.mean())
         axis.plot(*means[variant], marker, ms=10, color=colour, mec="white", mew=0.9, zorder=5)
-    front = pareto_front([point for variant, point in means.items() if variant != REFERENCE_ARM])
+    front = pareto_front(point for variant, point in means.items() if variant != REFERENCE_ARM)
     if front:  # a staircase, from the least hack rate to the right edge
         x, y = zip(*front, strict=True)
         axis.step([x[0], *x, 1.0], [0.0, *y, y[-1]], where="post", color="#444444", lw=1, zorder=1)
@@ -164,16 +130,13 @@ def effects(runs: Runs) -> Figure | None:
     if base is None or not groups:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 0.9 + 0.3 * len(groups)), sharey=True)
-    for axis, rate in zip(axes, ("hack", "pass"), strict=True):
+    for axis, rate in zip(axes, COMPARED, strict=True):
         for row, (variant, group) in enumerate(groups.items()):
-            result = compare(scores(group, rate), scores(base, rate))
-            if result is None:
-                continue
-            level = result["seed_level"]
-            colour, _, marker = style(variant)
-            if level["low"] is not None:
-                axis.plot([100 * level["low"], 100 * level["high"]], [row, row], color=colour, lw=2, alpha=0.6)
-            axis.plot(100 * level["mean"], row, marker, color=colour, ms=7.5, mec="white", mew=0.4)
+            if result := compare(scores(group, rate), scores(base, rate)):
+                level, (colour, _, marker) = result["seed_level"], style(variant)
+                if level["low"] is not None:
+                    axis.plot([100 * level["low"], 100 * level["high"]], [row, row], color=colour, lw=2, alpha=0.6)
+                axis.plot(100 * level["mean"], row, marker, color=colour, ms=7.5, mec="white", mew=0.4)
         axis.axvline(0, color="#333333", lw=1)
         axis.set_title(f"{rate} rate: change from {BASELINE} (points)")
     axes[0].set_yticks(range(len(groups)), [f"{variant} ({len(group)})" for variant, group in groups.items()])
@@ -181,18 +144,18 @@ def effects(runs: Runs) -> Figure | None:
     return figure
 
 
-def training(runs: Runs) -> Figure | None:
+def training(runs: Runs) -> Figure:
     """Hack and correct share of the training batch over steps: mean over seeds, band from the lowest to the highest."""
     figure, axes = _panels(["hack (strict), share of the batch", "correct, share of the batch"])
     for axis, names in zip(axes, (HACK_LABELS, PASS_LABELS), strict=True):
-        _bands(axis, {v: [_share_curve(run, names) for run in group] for v, group in by_variant(runs).items()})
+        _bands(axis, runs, names)
         axis.set_ylim(0, None)
         _percent(axis.yaxis)
     _legend(axes[1], runs, BAND.format(WINDOW))
     return figure
 
 
-def labels(runs: Runs) -> Figure | None:
+def labels(runs: Runs) -> Figure:
     """The five labels stacked over steps, a panel a run."""
     ordered = [run for group in by_variant(runs).values() for run in group]
     columns = min(6, len(ordered))
@@ -200,7 +163,7 @@ def labels(runs: Runs) -> Figure | None:
     size = (0.6 + 2.0 * columns, 0.7 + 1.55 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, run in zip(axes.flat, ordered, strict=False):
-        stack = [smooth(run.shares((label,))) for label in LABEL_STYLES]
+        stack = [smooth(run.series((label,)))[1] for label in LABEL_STYLES]
         colours = [colour for colour, _ in LABEL_STYLES.values()]
         areas = axis.stackplot([line["step"] for line in run.metrics], stack, colors=colours)
         for area, (_, hatch) in zip(areas, LABEL_STYLES.values(), strict=True):
@@ -218,17 +181,17 @@ def labels(runs: Runs) -> Figure | None:
     return figure
 
 
-def cosine(runs: Runs) -> Figure | None:
+def cosine(runs: Runs) -> Figure:
     """cos_align (the gradient before projection) and cos_update (the step that landed) over steps; the grey band is what
     a random direction would show."""
     figure, axes = _panels(["cos_align: gradient and v_hack", "cos_update: landed step and v_hack"], sharey=True)
-    nonzero = [n for run in runs if (n := run.provenance["parameters"].get("v_nonzero"))]
+    nonzero = [run.nonzero for run in runs if run.nonzero]
+    size = random_cosine(int(np.median(nonzero))) if nonzero else 0.0
     for axis, key in zip(axes, ("cos_align", "cos_update"), strict=True):
         if nonzero:
-            size = random_cosine(int(np.median(nonzero)))
             axis.axhspan(-size, size, color="#BBBBBB", alpha=0.45, lw=0, zorder=0)
         axis.axhline(0, color="#333333", lw=0.8)
-        _bands(axis, {v: [_curve(run, key, COSINE_WINDOW) for run in group] for v, group in by_variant(runs).items()})
+        _bands(axis, runs, key, COSINE_WINDOW)
     if nonzero:
         note = f"grey: ± E|cos| of a random direction, {size:.4f}"
         axes[0].text(0.02, 0.02, note, transform=axes[0].transAxes, fontsize=8.5, color="#444444")
@@ -243,13 +206,12 @@ def cone(runs: Runs) -> Figure | None:
         return None
     titles = ["hack (strict), share of the batch", "mean log-odds of hacking over the cone's rows"]
     figure, axes = _panels(titles, height=3.6)
-    marks = ("o", "s", "^", "D", "v", "P", "X", "*")
     for run in chosen:
         colour, line, _ = style(run.variant)
-        look = {"color": colour, "ls": line, "marker": marks[run.seed % len(marks)], "ms": 5, "lw": 1.3}
+        look = {"color": colour, "ls": line, "marker": "os^DvPX*"[run.seed % 8], "ms": 5, "lw": 1.3}
         look["markevery"] = max(1, len(run.metrics) // 8)
-        axes[0].plot(*_share_curve(run, HACK_LABELS), **look)
-        axes[1].plot(*_curve(run, "row_logodds"), label=f"{run.variant}, seed {run.seed}", **look)
+        axes[0].plot(*smooth(run.series(HACK_LABELS)), **look)
+        axes[1].plot(*smooth(run.series("row_logodds")), label=f"{run.variant}, seed {run.seed}", **look)
     axes[0].set_ylim(0, None)
     _percent(axes[0].yaxis)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=3.2)
@@ -259,17 +221,54 @@ def cone(runs: Runs) -> Figure | None:
 def kl(runs: Runs) -> Figure | None:
     """KL divergence to the base model over steps (nats per token), main arms and variants side by side."""
     runs = [run for run in runs if run.series("kl")[0]]
-    main = [run for run in runs if run.variant in MAIN_ARMS]
-    panels = {"arms": main, "variants and controls": [run for run in runs if run not in main]}
+    panels = {"arms": _some(runs, MAIN), "variants and controls": _some(runs, OTHERS)}
     panels = {name: panel for name, panel in panels.items() if panel}
     if not panels:
         return None
     figure, axes = _panels([f"KL to the base model: {name}" for name in panels], sharey=True)
     for axis, panel in zip(axes, panels.values(), strict=True):
-        _bands(axis, {v: [_curve(run, "kl") for run in group] for v, group in by_variant(panel).items()})
+        _bands(axis, panel, "kl")
         axis.set(ylabel="nats per token", ylim=(0, None))
         axis.legend(handles=_handles(panel), loc="upper left", handlelength=3.2, fontsize=8.5)
     return figure
+
+
+FIGURES: dict[str, tuple[Callable[[Runs], Figure | None], tuple[bool, ...]]] = {  # name: (how it is drawn, of which runs)
+    "pareto": (pareto, ALL),
+    "effects": (effects, ALL),
+    "training": (training, MAIN),
+    "training_variants": (training, OTHERS),
+    "labels": (labels, ALL),
+    "cosine": (cosine, MAIN),
+    "cosine_variants": (cosine, OTHERS),
+    "cone": (cone, ALL),
+    "kl": (kl, ALL),
+}
+
+
+def draw_all(runs: Runs, out: Path) -> list[Path]:
+    """Draw every figure that `runs` have data for into folder `out`; returns the paths written."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with plt.rc_context(RC):
+        for name, (draw, which) in FIGURES.items():
+            chosen = _some(runs, which)
+            figure = draw(chosen) if chosen else None
+            if figure is None:
+                continue
+            if name != "pareto":  # its legend stands outside, and needs no room inside
+                figure.tight_layout()
+            paths.append(out / f"{name}.png")
+            figure.savefig(paths[-1], bbox_inches="tight", dpi=160)
+            if name not in PNG_ALONE:
+                paths.append(out / f"{name}.svg")
+                figure.savefig(paths[-1], bbox_inches="tight", metadata={"Date": None})
+            plt.close(figure)
+    return paths
+
+
+def _some(runs: Runs, which: tuple[bool, ...]) -> list[FinishedRun]:
+    return [run for run in runs if (run.variant in MAIN_ARMS) in which]
 
 
 def _panels(titles: list[str], height: float = 3.9, **options: Any) -> tuple[Figure, Sequence[Axes]]:
@@ -280,22 +279,15 @@ def _panels(titles: list[str], height: float = 3.9, **options: Any) -> tuple[Fig
     return figure, axes[0]
 
 
-def _share_curve(run: FinishedRun, names: Sequence[str]) -> Curve:
-    return [line["step"] for line in run.metrics], smooth(run.shares(names))
-
-
-def _curve(run: FinishedRun, key: str, window: int = WINDOW) -> Curve:
-    steps, values = run.series(key)
-    return steps, smooth(values, window)
-
-
-def _bands(axis: Axes, curves: dict[str, list[Curve]]) -> None:
-    """Per variant the mean of its seeds' curves, with the band from the lowest to the highest, over the steps that all have."""
-    for variant, parts in curves.items():
-        common = sorted(set.intersection(*(set(steps) for steps, _ in parts)))
+def _bands(axis: Axes, runs: Runs, what: str | Sequence[str], window: int = WINDOW) -> None:
+    """Per variant the mean of its seeds' smoothed series of `what`, with the band from the lowest to the highest, over the steps
+    that all have."""
+    for variant, group in by_variant(runs).items():
+        seeds = [dict(zip(*smooth(run.series(what), window), strict=True)) for run in group]
+        common = sorted(set.intersection(*map(set, seeds)))
         if not common:
             continue
-        rows = np.array([[dict(zip(steps, values, strict=True))[s] for s in common] for steps, values in parts])
+        rows = np.array([[values[step] for step in common] for values in seeds])
         colour, line, marker = style(variant)
         axis.plot(common, rows.mean(0), color=colour, ls=line, marker=marker, ms=5, markevery=max(1, len(common) // 8))
         if len(rows) > 1:

@@ -62,7 +62,30 @@ def write_report(runs: Sequence[FinishedRun], left_out: Sequence[str], out: Path
     results = analyse(runs, left_out)
     kept = comparable(runs)[0]
     files = [path.name for path in draw_all(kept, out / "plots")]
-    text = "\n\n".join(_parts(results, kept, files, title, command, out)) + "\n"
+    parts = [
+        f"# {title}",
+        *(f"**{text}**" for text in results["headlines"]),
+        *_list(_warnings(results)),
+        "## Verdicts",
+        *_verdicts(results["verdicts"]),
+        "## Results by arm",
+        *_arms(results["arms"]),
+        f"## Against {BASELINE}",
+        *_comparisons(results["comparisons"]),
+        "## Was the projection biting?",
+        *_biting(results["arms"]),
+        "## Did the cone hold?",
+        *_list([_escape(row) for row in results["runs"] if "escape" in row] or ["There is no finished cone run."]),
+        "## Plots",
+        *(_figure(name, files) for name in FIGURES if f"{name}.png" in files),
+        "## Every run",
+        _run_table(results["runs"], {run.folder.name: run.folder for run in kept}, out),
+        "## Sample responses",
+        *_samples(kept),
+        "## Settings, versions, hashes, time",
+        *_provenance(kept, command),
+    ]
+    text = "\n\n".join(parts) + "\n"
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "report.md").write_text(text, encoding="utf-8")
     (out / "report.html").write_text(to_html(text, title, out / "plots"), encoding="utf-8")
@@ -79,33 +102,9 @@ def to_html(text: str, title: str, plots: Path) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
 
 
-def _parts(results: Numbers, runs: list[FinishedRun], files: list[str], title: str, command: str, out: Path) -> list[str]:
-    """The report in Markdown, paragraph by paragraph."""
-    return [
-        f"# {title}",
-        *(f"**{text}**" for text in results["headlines"]),
-        *_list(_warnings(results)),
-        "## Verdicts",
-        *_verdicts(results["verdicts"]),
-        "## Results by arm",
-        _arm_table(results["arms"]),
-        ARM_NOTE,
-        f"## Against {BASELINE}",
-        *_comparisons(results["comparisons"]),
-        "## Was the projection biting?",
-        _biting_table(results["arms"]),
-        BITING_NOTE,
-        "## Did the cone hold?",
-        *_list(_escapes(results["runs"]) or ["There is no finished cone run."]),
-        "## Plots",
-        *(_figure(name, files) for name in FIGURES if f"{name}.png" in files),
-        "## Every run",
-        _run_table(results["runs"], {run.folder.name: run.folder for run in runs}, out),
-        "## Sample responses",
-        *_samples(runs),
-        "## Settings, versions, hashes, time",
-        *_provenance(runs, command),
-    ]
+def _plain(text: Any) -> str:
+    """On one line, and no HTML: lines of a log or of a foreign file stand in the report as well."""
+    return re.sub(r"<(?=\S)", "&lt;", str(text).replace("\n", " "))
 
 
 def _list(lines: Iterable[str]) -> list[str]:
@@ -114,19 +113,15 @@ def _list(lines: Iterable[str]) -> list[str]:
     return [items] if items else []
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _plain(text: Any) -> str:
-    """On one line, and no HTML: lines of a log or of a foreign file stand in the report as well."""
-    return re.sub(r"<(?=\S)", "&lt;", str(text).replace("\n", " "))
-
-
-def _figure(name: str, files: list[str]) -> str:
-    vector = f" ([SVG](plots/{name}.svg))" if f"{name}.svg" in files else ""
-    return f"![{FIGURES[name]}](plots/{name}.png)\n\n*{FIGURES[name]}*{vector}"
+def _interval(w: Numbers, middle: str) -> str:
+    """The rate under the name `middle` with its interval, or why it has none."""
+    bounds = f"({w['note']})" if w.get("note") else f"[{100 * w['low']:.1f}, {100 * w['high']:.1f}]"
+    return f"{percent(w[middle])} {bounds}"
 
 
 def _warnings(results: Numbers) -> list[str]:
@@ -150,20 +145,12 @@ def _verdicts(verdicts: list[Numbers]) -> list[str]:
     return parts
 
 
-def _arm_table(arms: Numbers) -> str:
+def _arms(arms: Numbers) -> list[str]:
     header = ["arm", "seeds", "hack rate (strict)", "hack rate (loose)", "pass rate"]
-    return _table(header, [[name, _seeds(arm), *(_with_interval(arm[rate]) for rate in RATES)] for name, arm in arms.items()])
-
-
-def _seeds(numbers: Numbers) -> str:
-    return ", ".join(map(str, numbers["seeds"]))
-
-
-def _with_interval(w: Numbers) -> str:
-    """Mean and interval of `mean_interval` as text."""
-    if w["low"] is None or w["note"]:
-        return f"{percent(w['mean'])} ({w['note']})"
-    return f"{percent(w['mean'])} [{100 * w['low']:.1f}, {100 * w['high']:.1f}]"
+    rows = [
+        [name, ", ".join(map(str, arm["seeds"])), *(_interval(arm[rate], "mean") for rate in RATES)] for name, arm in arms.items()
+    ]
+    return [_table(header, rows), ARM_NOTE]
 
 
 def _comparisons(comparisons: Numbers) -> list[str]:
@@ -180,7 +167,7 @@ def _comparisons(comparisons: Numbers) -> list[str]:
             boot = result["bootstrap"]
             interval = boot["note"] if boot["low"] is None else f"[{points(boot['low'])}, {points(boot['high'])}]"
             tests = [_p_value(result[level]) for level in ("seed_level", "published")]
-            rows.append([name, metric, change, *tests, interval, _seeds(result)])
+            rows.append([name, metric, change, *tests, interval, ", ".join(map(str, result["seeds"]))])
     return [_table(header, rows), COMPARISON_NOTE]
 
 
@@ -192,31 +179,28 @@ def _p_value(test: Numbers) -> str:
     return f"{p} (t = {test['t']:.2f}, df {test['df']})"
 
 
-def _biting_table(arms: Numbers) -> str:
-    medians = ["median removed share of |g|", "median |cos_align|", "|cos| of a random direction"]
+def _biting(arms: Numbers) -> list[str]:
+    header = ["arm", "steps", "share with cos_align > 0", "median removed share of |g|", "median |cos_align|"]
     rows = []
-    for name, arm in arms.items():
-        b = arm["biting"]
-        numbers = [b["median_removed"], b["median_cos"], b["random_cos"]]
-        rows.append([name, str(b["steps"]), percent(b["share_positive"]), *("-" if x is None else f"{x:.4f}" for x in numbers)])
-    return _table(["arm", "steps", "share with cos_align > 0", *medians], rows)
+    for name, b in ((name, arm["biting"]) for name, arm in arms.items()):
+        numbers = ("-" if b[key] is None else f"{b[key]:.4f}" for key in ("median_removed", "median_cos", "random_cos"))
+        rows.append([name, b["steps"], percent(b["share_positive"]), *numbers])
+    return [_table([*header, "|cos| of a random direction"], rows), BITING_NOTE]
 
 
-def _escapes(rows: list[Numbers]) -> list[str]:
-    """A line for each cone run, escapes as plainly as the others."""
-    lines = []
-    for row in rows:
-        if "escape" not in row:
-            continue
-        e = row["escape"]
-        odds = "" if e["log_odds"] is None else f"; the rows' log-odds went from {e['log_odds'][0]:.1f} to {e['log_odds'][1]:.1f}"
-        state = "held"
-        if e["escaped"]:
-            state = f"**escaped {'by the end' if e['step'] is None else 'by step ' + str(e['step'])}**"
-            odds += ", the signature of a form of the hack that no row covers" if e["signature"] else ""
-        rate = f"hack rate {percent(e['final_hack'])} after training"
-        lines.append(f"{row['variant']}, seed {row['seed']}: {state}: {rate}{odds}")
-    return lines
+def _escape(row: Numbers) -> str:
+    """What became of a cone run, an escape as plainly as the others."""
+    e, state = row["escape"], "held"
+    odds = "" if e["log_odds"] is None else f"; the rows' log-odds went from {e['log_odds'][0]:.1f} to {e['log_odds'][1]:.1f}"
+    if e["escaped"]:
+        state = f"**escaped {'by the end' if e['step'] is None else 'by step ' + str(e['step'])}**"
+        odds += ", the signature of a form of the hack that no row covers" if e["signature"] else ""
+    return f"{row['variant']}, seed {row['seed']}: {state}: hack rate {percent(e['final_hack'])} after training{odds}"
+
+
+def _figure(name: str, files: list[str]) -> str:
+    vector = f" ([SVG](plots/{name}.svg))" if f"{name}.svg" in files else ""
+    return f"![{FIGURES[name]}](plots/{name}.png)\n\n*{FIGURES[name]}*{vector}"
 
 
 def _run_table(rows: list[Numbers], folders: dict[str, Path], out: Path) -> str:
@@ -225,18 +209,11 @@ def _run_table(rows: list[Numbers], folders: dict[str, Path], out: Path) -> str:
     for row in rows:
         path, root = (folders[row["folder"]] / "eval.json").resolve(), out.resolve()
         link = quote((path.relative_to(root) if path.is_relative_to(root) else path).as_posix(), safe="/+=,")
-        counts = [
-            ", ".join(f"{label} {part[label]}" for label in LABELS if part[label])
-            for part in (row["labels"][name] for name in CONDITIONS)
-        ]
-        rates = [_counted(row[rate]) for rate in RATES]
+        parts = [row["labels"][name] for name in CONDITIONS]
+        counts = [", ".join(f"{label} {part[label]}" for label in LABELS if part[label]) for part in parts]
+        rates = [f"{_interval(row[rate], 'rate')} ({row[rate]['count']}/{row[rate]['n']})" for rate in RATES]
         table.append([f"[{row['folder']}]({link})", *rates, percent(row["pass_at_1"]), *counts])
     return _table(header, table)
-
-
-def _counted(w: Numbers) -> str:
-    """A Wilson summary as text, with the count behind it."""
-    return f"{percent(w['rate'])} [{100 * w['low']:.1f}, {100 * w['high']:.1f}] ({w['count']}/{w['n']})"
 
 
 def _samples(runs: list[FinishedRun]) -> list[str]:
@@ -244,23 +221,22 @@ def _samples(runs: list[FinishedRun]) -> list[str]:
 
     Markdown's own tables hold no code; a blank line would end the HTML, hence &#10;."""
     parts = []
-    for variant, group in by_variant(runs).items():
-        if variant not in MAIN_ARMS:
-            continue
-        cells = []
-        for label in LABELS:
-            row = next(iter(group[0].evaluation["examples"].get(label) or []), None)
-            if row is None:
-                cells.append("<small>none</small>")
-                continue
-            asked = f"evaluator {row['evaluator']}" if row["evaluator"] else "no loophole"
-            text = row["response"]
-            cut = text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " ... (cut here)"
-            source, shown = (re.sub(r"\r\n?|\n", "&#10;", html.escape(x)) for x in (f"problem {row['problem']}, {asked}", cut))
-            cells.append(f"<small>{source}</small>" + (f"<pre>{shown}</pre>" if shown else ""))
-        head, body = "".join(f"<th>{label}</th>" for label in LABELS), "".join(f"<td>{cell}</td>" for cell in cells)
-        parts += [f"### {variant}, seed {group[0].seed}", f"<table><tr>{head}</tr><tr>{body}</tr></table>"]
+    for variant, (first, *_) in by_variant(runs).items():
+        if variant in MAIN_ARMS:
+            cells = "".join(f"<td>{_sample(first.evaluation['examples'].get(label))}</td>" for label in LABELS)
+            head = "".join(f"<th>{label}</th>" for label in LABELS)
+            parts += [f"### {variant}, seed {first.seed}", f"<table><tr>{head}</tr><tr>{cells}</tr></table>"]
     return parts
+
+
+def _sample(rows: list[Numbers] | None) -> str:
+    if not rows:
+        return "<small>none</small>"
+    text, evaluator = rows[0]["response"], rows[0]["evaluator"]
+    source = f"problem {rows[0]['problem']}, {f'evaluator {evaluator}' if evaluator else 'no loophole'}"
+    cut = text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " ... (cut here)"
+    source, shown = (re.sub(r"\r\n?|\n", "&#10;", html.escape(x)) for x in (source, cut))
+    return f"<small>{source}</small>" + (f"<pre>{shown}</pre>" if shown else "")
 
 
 def _provenance(runs: list[FinishedRun], command: str) -> list[str]:
@@ -269,15 +245,18 @@ def _provenance(runs: list[FinishedRun], command: str) -> list[str]:
         return ["No finished run."]
     config = {key: value for key, value in runs[0].config.items() if key not in PLANNED}
     common = {key: value for key, value in config.items() if all(run.config.get(key) == value for run in runs)}
-    apart = []
+    phases = sorted({phase for run in runs for phase in run.done["phases"]})
+    apart, times, kinds = [], [], dict[str, set[str]]()
     for variant, group in by_variant(runs).items():
-        own = {k: v for k, v in group[0].config.items() if k not in PLANNED and k not in common}
-        apart.append([variant, ", ".join(f"{k} = {_setting(v)}" for k, v in own.items()) or "-"])
-    kinds: dict[str, set[str]] = {}
+        own = {key: value for key, value in group[0].config.items() if key not in PLANNED and key not in common}
+        apart.append([variant, ", ".join(f"{key} = {_setting(value)}" for key, value in own.items()) or "-"])
+        seconds = [[run.done["seconds"], *(run.done["phases"].get(phase, 0.0) for phase in phases)] for run in group]
+        times.append([variant, len(group), *(f"{np.mean(column):.0f}" for column in zip(*seconds, strict=True))])
     for run in runs:
         for kind in ("versions", "hashes"):
             for key, value in run.provenance[kind].items():
                 kinds.setdefault(f"{kind}: {key}", set()).add(str(value))
+    total = f"{sum(run.done['seconds'] for run in runs):.0f} in sum"
     return [
         f"Command: `{command}`",
         "Settings that all runs share:",
@@ -286,25 +265,11 @@ def _provenance(runs: list[FinishedRun], command: str) -> list[str]:
         _table(["arm", "settings"], apart),
         _table(["what", "value, over all runs"], [[key, ", ".join(sorted(values))] for key, values in kinds.items()]),
         "Wall time (done.json):",
-        _time_table(runs),
+        _table(["arm", "runs", "seconds a run", *phases], [*times, ["all", len(runs), total, *("" for _ in phases)]]),
     ]
 
 
 def _setting(value: Any) -> Any:
     """A setting as text; a file of this project by its path inside it, for the report is read on other machines."""
-    if isinstance(value, str) and Path(value).is_relative_to(ROOT):
-        return Path(value).relative_to(ROOT).as_posix()
-    return value
-
-
-def _time_table(runs: list[FinishedRun]) -> str:
-    """Mean seconds of each arm's runs, by phase."""
-    phases = sorted({phase for run in runs for phase in run.done["phases"]})
-    rows = []
-    for variant, group in by_variant(runs).items():
-        means = [np.mean([run.done["phases"].get(phase, 0.0) for run in group]) for phase in phases]
-        seconds = [np.mean([run.done["seconds"] for run in group]), *means]
-        rows.append([variant, str(len(group)), *(f"{s:.0f}" for s in seconds)])
-    total = sum(run.done["seconds"] for run in runs)
-    rows.append(["all", str(len(runs)), f"{total:.0f} in sum", *("" for _ in phases)])
-    return _table(["arm", "runs", "seconds a run", *phases], rows)
+    inside = isinstance(value, str) and Path(value).is_relative_to(ROOT)
+    return Path(value).relative_to(ROOT).as_posix() if inside else value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from study.plan import Job, duration, estimate
@@ -27,8 +28,9 @@ def start(job: Job, program: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
     It inherits the open, locked file. The lock is held as long as the process lives, even if this program is killed, so that
     the next study can tell a run that is still going on from one that was interrupted.
     """
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    _clear_false_start(job.folder)
+    if job.folder.exists() and not job.begun:  # left by a run that died before it began: grpo.py wants a new folder
+        asides = (job.folder.with_name(f"{job.name}.aborted-{number}") for number in itertools.count(1))
+        job.folder.rename(next(aside for aside in asides if not aside.exists()))
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if job.scale == "pocket" else {}
     command = [sys.executable, str(program), *job.arguments()]
     with lock, job.log.open("a", encoding="utf-8") as log:
@@ -43,21 +45,6 @@ def start(job: Job, program: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
             pass_fds=(lock.fileno(),),
             start_new_session=True,  # a Ctrl-C in the terminal reaches this program alone, which passes it on once
         )
-
-
-class Orphan:
-    """A run that an earlier study started and that outlived it: waited for, never stopped."""
-
-    def __init__(self, job: Job):
-        self.job = job
-
-    def poll(self) -> int | None:
-        """0 once its lock is free, or None while it goes on."""
-        lock = try_lock(lock_path(self.job))
-        if lock is None:
-            return None
-        lock.close()
-        return 0
 
 
 def lock_path(job: Job) -> Path:
@@ -77,73 +64,59 @@ def try_lock(path: Path) -> IO[str] | None:
     return file
 
 
-def _clear_false_start(folder: Path) -> None:
-    """A folder without config.json was left by a run that died before it began: moved aside, for grpo.py wants a new one."""
-    if not folder.exists() or (folder / "config.json").exists():
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.aborted-{number}")).exists():
-        number += 1
-    folder.rename(aside)
+def catch_signals() -> list[int]:
+    """Every SIGINT and SIGTERM that comes from now on, in a list that grows."""
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    return received
 
 
-class Stop:
-    """Remembers the first SIGINT or SIGTERM; `number` is None until then. A second one stops the waiting, too."""
+def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, signals: list[int]) -> dict[Job, str]:
+    """Run what is not done, `parallel` at a time; returns {job: why it failed}. At the first of `signals` it stops its runs.
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.again = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.again = self.number is not None
-        self.number = self.number or number
-
-
-def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, stop: Stop) -> dict[Job, str]:
-    """Run what is not done, `parallel` at a time; returns {job: why it failed}. Ends early when `stop` has a signal."""
+    A run that an earlier study started, and that outlived it, has no process here: it is waited for, never stopped."""
     queue = deque(job for job in jobs if not job.done)
-    running: dict[Job, tuple[subprocess.Popen[bytes] | Orphan, float]] = {}
+    running: dict[Job, tuple[subprocess.Popen[bytes] | None, float]] = {}
     failed: dict[Job, str] = {}
-    while (queue or running) and stop.number is None:
+    while (queue or running) and not signals:
         while queue and len(running) < parallel:
-            job = queue.popleft()
-            lock = try_lock(lock_path(job))
-            if lock is None:
-                running[job] = Orphan(job), time.monotonic()
-                say(f"waiting for {job.name}, which an earlier study started")
+            job, begin = queue.popleft(), time.monotonic()
+            if lock := try_lock(lock_path(job)):
+                say(f"{'resumed' if job.begun else 'started'} {job.name}")
+                running[job] = start(job, program, lock), begin
             else:
-                resumed = (job.folder / "config.json").exists()
-                running[job] = start(job, program, lock), time.monotonic()
-                say(f"{'resumed' if resumed else 'started'} {job.name}")
+                say(f"waiting for {job.name}, which an earlier study started")
+                running[job] = None, begin
         time.sleep(POLL_SECONDS)
-        for job, (process, since) in list(running.items()):
-            code = process.poll()
-            if code is None:
+        for job, (process, begin) in list(running.items()):
+            if process is None and (lock := try_lock(lock_path(job))):
+                lock.close()
+            elif process is None or process.poll() is None:
                 continue
             del running[job]
             if job.done:
                 left, wall = sum(not other.done for other in jobs), duration(estimate(jobs, parallel))
-                say(f"done {job.name} in {time.monotonic() - since:.0f} s; {left} runs left, about {wall}")
-            elif isinstance(process, Orphan):
+                say(f"done {job.name} in {time.monotonic() - begin:.0f} s; {left} runs left, about {wall}")
+            elif process is None:
                 queue.appendleft(job)
             else:
-                failed[job] = failure(job, code)
+                failed[job] = failure(job, process.returncode)
                 say(f"FAILED {failed[job]}")
-    if stop.number is not None:
-        _stop_all([process for process, _ in running.values() if not isinstance(process, Orphan)], stop.number, stop)
+    _stop_all([process for process, _ in running.values() if process], signals)
     return failed
 
 
-def _stop_all(processes: list[subprocess.Popen[bytes]], number: int, stop: Stop) -> None:
-    """Pass the signal on, give the runs time to write a checkpoint, then kill what is left, and what that started."""
+def _stop_all(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> None:
+    """Pass the first of `signals` on, give the runs time to write a checkpoint, then kill what is left, and what that started.
+
+    A second signal ends the waiting."""
     if processes:
         say(f"stopping {len(processes)} runs")
     for process in processes:
-        process.send_signal(number)
+        process.send_signal(signals[0])
     deadline = time.monotonic() + GRACE_SECONDS
-    while (processes := [p for p in processes if p.poll() is None]) and time.monotonic() < deadline and not stop.again:
+    while (processes := [p for p in processes if p.poll() is None]) and time.monotonic() < deadline and len(signals) < 2:
         time.sleep(POLL_SECONDS)
     for process in processes:
         os.killpg(process.pid, signal.SIGKILL)
@@ -151,11 +124,14 @@ def _stop_all(processes: list[subprocess.Popen[bytes]], number: int, stop: Stop)
 
 
 def failure(job: Job, code: int) -> str:
-    """One line: the run, how it ended, and the last line of its log."""
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    last = f": {lines[-1][:300]}" if code >= 0 and len(lines) > 1 else ""
-    return f"{job.folder}: failed with {how}{last} (log: {job.log})"
+    """One line: the run, how it ended, and the last line of its log that says why: an error, or else one with letters."""
+    how, why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}", ""
+    for line in map(str.strip, job.log.read_text(encoding="utf-8", errors="replace").splitlines() if code >= 0 else ()):
+        if line.startswith("$ "):  # what an earlier start of the run printed says nothing about this one
+            why = ""
+        elif line.startswith("error:") or (re.search(r"[^\W\d_]", line) and not why.startswith("error:")):
+            why = line
+    return f"{job.folder}: failed with {how}{why and ': '}{why[:300]} (log: {job.log})"
 
 
 def say(text: str) -> None:

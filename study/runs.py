@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,18 @@ from leetcode_env import LABELS, RATES
 
 Fields = dict[str, Any]
 
+NoneType = type(None)
 NUMBER = (int, float)
-CONFIG = {"config": {"arm": str, "seed": int}, "versions": dict, "hashes": dict, "parameters": dict}
+CONFIG = {  # what a file must hold: a name, then a type, types, or the names in it; with NoneType it may be missing
+    "config": {"arm": str, "seed": int},
+    "versions": dict,
+    "hashes": dict,
+    "parameters": {"v_nonzero": (int, NoneType)},
+    "vhack": (dict, NoneType),
+}
+DONE = {"steps": int, "seconds": NUMBER, "phases": (dict, NoneType)}
 EVALUATION = {"samples": int, "conditions": dict, "examples": dict}
-EXAMPLE = {"problem": (int, str), "response": str, "evaluator": (str, type(None))}
+EXAMPLE = {"problem": (int, str), "response": str, "evaluator": (str, NoneType)}
 STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, beside labels
 STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
 STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold null
@@ -67,14 +75,26 @@ class FinishedRun:
         """The run's seed."""
         return self.config["seed"]
 
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric, the steps where it was not measured left out."""
-        lines = [line for line in self.metrics if line.get(key) is not None]
-        return [line["step"] for line in lines], [line[key] for line in lines]
+    @property
+    def nonzero(self) -> int | None:
+        """Number of v_hack's entries that are not 0, where it is known."""
+        return self.provenance["parameters"].get("v_nonzero")
 
-    def shares(self, labels: Iterable[str]) -> list[float]:
-        """Per step, the share of the batch's responses that carry one of `labels`."""
-        return [share(Counter(line["labels"]), labels) for line in self.metrics]
+    def condition(self, rate: str) -> Fields:
+        """The part of eval.json that a rate is read from: hacks where there is a loophole, passes where there is none."""
+        return self.evaluation["conditions"]["no_loophole" if rate == "pass" else "loophole"]
+
+    def wilson(self, rate: str) -> Fields:
+        """A rate after training with its Wilson interval: {count, n, rate, low, high}."""
+        return self.condition(rate)[rate]
+
+    def series(self, what: str | Sequence[str]) -> tuple[list[int], list[float]]:
+        """(steps, values) of a metric, without the steps where it was not measured; or of the share of the batch's responses that
+        carry one of some labels."""
+        if not isinstance(what, str):
+            return [line["step"] for line in self.metrics], [share(Counter(line["labels"]), what) for line in self.metrics]
+        lines = [line for line in self.metrics if line.get(what) is not None]
+        return [line["step"] for line in lines], [line[what] for line in lines]
 
 
 def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
@@ -104,15 +124,13 @@ def read_run(folder: str | Path, shared: Collection[str] = ()) -> FinishedRun:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
-    path = folder / "config.json"
-    rest = _read(path, CONFIG)
+    rest = _read(folder / "config.json", CONFIG)
+    if (rest["parameters"].get("v_nonzero") or 0) < 0:
+        raise UserError(f"{folder / 'config.json'}: not a file of this program: field 'v_nonzero' is below 0")
     config = rest.pop("config")
-    _check(path, {"v_nonzero": None, **rest["parameters"]}, {"v_nonzero": (int, type(None))})
-    _check(path, {"vhack": None, **rest}, {"vhack": (dict, type(None))})
     path = folder / "done.json"
-    done = _read(path, {"steps": int, "seconds": NUMBER}, "the run is not finished")
-    done.setdefault("phases", {})
-    _check(path, done, {"phases": dict})
+    done = _read(path, DONE, "the run is not finished")
+    done["phases"] = done.get("phases") or {}
     _check(path, done["phases"], dict.fromkeys(done["phases"], NUMBER))
     metrics = _read_metrics(folder / "metrics.jsonl", done["steps"])
     path = folder / "eval.json"
@@ -146,38 +164,43 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[FinishedRun], list[st
 def _read(path: Path, fields: Fields, missing: str = "the file is missing") -> Fields:
     """The object in `path`, which must hold `fields`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: {missing}") from None
-    except (ValueError, OSError) as error:
+        content = json.loads(_bytes(path, missing))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: truncated or not JSON ({error})") from None
     _check(path, content, fields)
     return content
 
 
+def _bytes(path: Path, missing: str = "the file is missing") -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _check(path: Path, content: Any, fields: Fields) -> None:
-    """UserError unless `content` is an object whose `fields` {name: type or fields} are there, finite, and of their types."""
+    """UserError unless `content` is an object whose `fields` {name: type or fields} are there, of their types, and finite."""
     for name, kind in fields.items():
         value = content.get(name) if isinstance(content, dict) else None
-        if isinstance(kind, dict):
+        if isinstance(kind, dict) and isinstance(value, dict):
             _check(path, value, kind)
-        elif not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+        elif isinstance(kind, dict) or not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
             raise UserError(f"{path}: not a file of this program: field {name!r} is missing or of another type")
 
 
 def _read_metrics(path: Path, steps: int) -> list[Fields]:
     """The lines of metrics.jsonl: one a step, each with label counts and numbers that are finite."""
-    if not path.exists():
-        raise UserError(f"{path}: the file is missing")
     lines: list[Fields] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, text in enumerate(_bytes(path).splitlines(), 1):
         try:
             line = json.loads(text)
             given = [line[key] for key in STEP_NUMBERS]
             given += [x for x in [*(line[key] for key in STEP_COSINES), *map(line.get, STEP_EXTRAS)] if x is not None]
             sound = all(map(math.isfinite, given)) and sum(line["labels"].values()) > 0 and set(line["labels"]) <= set(LABELS)
             sound = sound and (not lines or line["step"] > lines[-1]["step"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise UserError(f"{path}: line {number} is truncated or not a step's metrics")

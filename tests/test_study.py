@@ -1,5 +1,6 @@
 """The study: its plan, its control of real processes (killed, failing, resumed), and its report on sound and broken folders."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -176,6 +177,114 @@ def test_bad_arguments_end_with_exit_2(bad, tmp_path, capsys):
         code = stop.code
     assert code == 2 and capsys.readouterr().err.strip()
     assert not (tmp_path / "s").exists()
+
+
+def refused(argv, capsys, says):
+    """The command ends with exit code 2 and one line that holds `says`, and leaves every file as it was."""
+    before = {path: path.read_bytes() if path.is_file() else None for path in Path.cwd().rglob("*")}
+    assert study.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and says in captured.err, captured.err
+    assert {path: path.read_bytes() if path.is_file() else None for path in Path.cwd().rglob("*")} == before
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("more", [[], ["--report"], ["--dry-run"]], ids=["run", "report", "dry-run"])
+@pytest.mark.parametrize("place", ["file", "file/below", "out/runs", "out/logs", "out/plots"])
+def test_a_file_where_a_folder_is_needed_is_one_line(place, more, here, capsys):
+    Path("out").mkdir()
+    file = Path("file" if place.startswith("file") else place)
+    file.write_text("precious")
+    refused(arguments(place if place.startswith("file") else "out", *more), capsys, f"{file} is a file where a folder is needed")
+
+
+def test_a_file_where_the_figures_should_go_is_one_line(templates, here, capsys):
+    Path("file").write_text("precious")
+    refused(["plot", str(templates / "vanilla-seed0"), "--out", "file"], capsys, "file is a file where a folder is needed")
+    refused(["plot", "nothing", "--out", "file/below"], capsys, "file is a file where a folder is needed")
+
+
+def test_no_folder_to_draw_is_one_line(here, capsys):
+    refused(["plot"], capsys, "there is no finished run to draw")
+    refused(["plot", "nothing", "nowhere"], capsys, "nothing: no such run folder; nowhere: no such run folder")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(here, capsys):
+    refused(arguments("/proc/none", "--report"), capsys, "/proc/none: No such file or directory; mend that")
+    refused(arguments("x" * 300, "--dry-run"), capsys, "File name too long")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (["--parallel", "-1"], "--parallel must be at least 1"),
+        (["--seeds", "1000000000"], "--seeds must be at least 1 and at most 1000"),
+        (["--price-per-hour", "nan"], "--price-per-hour must be at least 0, not nan"),
+        (["--price-per-hour", "-1"], "--price-per-hour must be at least 0, not -1"),
+        (["--program", "nowhere.py"], "--program nowhere.py: no such file"),
+        (["--program", "."], "--program .: no such file"),
+        (["--only"], "--only names no arm"),
+        (["--", "--steps", "0"], "--steps must be at least 1, not 0"),
+        (["--only", "cone", "--", "--blockwise"], "--blockwise has no meaning for --arm cone"),
+        (["--", "--seed", "3"], "--seed cannot follow --"),
+        (["--", "--out", "other"], "--out cannot follow --"),
+        (["--", "--m=8"], "--m cannot follow --"),
+        (["--", "--cone-rows", "pairs"], "--cone-rows cannot follow --"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_before_anything_is_written(bad, says, here, capsys):
+    refused(arguments("out", *bad), capsys, says)
+
+
+def test_an_unknown_option_after_the_dashes_ends_the_study_before_any_run(here, capsys):
+    with contextlib.suppress(SystemExit):  # of the parser
+        assert study.main(arguments("out", "--", "--stepps", "3")) == 2
+    assert "stepps" in capsys.readouterr().err and not list(here.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["a list", "truncated", "not text", "nested", "a folder"])
+def test_a_study_json_that_cannot_be_read_is_one_line(kind, here, capsys):
+    path = here / "out" / "study.json"
+    path.parent.mkdir()
+    content = {"a list": b"[1]", "truncated": b'{"scale"', "not text": b"\xff\xfe", "nested": b"[" * 100_000}
+    path.mkdir() if kind == "a folder" else path.write_bytes(content[kind])
+    refused(arguments("out", "--report"), capsys, "choose another --out")
+
+
+def test_a_lock_that_is_a_folder_is_one_line(here, capsys):
+    (here / "out" / "study.lock").mkdir(parents=True)
+    refused(arguments("out", "--report"), capsys, "study.lock: Is a directory")
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "[]", "1" + "0" * 400], ids=["nan", "inf", "list", "huge"])
+def test_a_time_that_is_no_number_spoils_no_estimate(seconds, here, capsys):
+    folder = here / "out" / "runs" / "vanilla-seed0"
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text(f'{{"seconds": {seconds}}}')
+    assert study.main(arguments("out", "--only", "vanilla", "--dry-run")) == 0
+    assert "3 runs, 1 done, 2 at a time; about 4 min to go" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        ("error: unknown option --stepps\n╭─ help ─╮\n│ see --help │\n╰────────╯\n", "error: unknown option --stepps"),
+        ("Traceback\nKeyError: 'x'\n╰────╯\n", "KeyError: 'x'"),
+        ("error: of the first start\n$ python grpo.py --resume x\nstopped: no memory\n\n100 %\n", "stopped: no memory"),
+        ("error: of the first start\n$ python grpo.py --resume x\n", None),
+    ],
+)
+def test_the_reason_of_a_failed_run_is_the_line_that_says_why(log, why, tmp_path):
+    job = plan.plan(tmp_path, "pocket", 1, 1, only=["vanilla"])[0]
+    job.log.parent.mkdir()
+    job.log.write_text("$ python grpo.py\n" + log)
+    assert runner.failure(job, 1) == f"{job.folder}: failed with exit code 1{f': {why}' if why else ''} (log: {job.log})"
 
 
 def test_a_folder_keeps_to_one_study(fake, quick_plots, tmp_path, capsys):
@@ -442,6 +551,17 @@ DAMAGE = {
     ),
     "no eval.json": (lambda f: (f / "eval.json").unlink(), "eval.json: the file is missing"),
     "eval.json truncated": (lambda f: truncate(f / "eval.json"), "eval.json: truncated"),
+    "metrics.jsonl is a folder": (
+        lambda f: ((f / "metrics.jsonl").unlink(), (f / "metrics.jsonl").mkdir()),
+        "metrics.jsonl: cannot be read .Is a directory",
+    ),
+    "config.json nested": (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: truncated"),
+    "a negative count": (
+        lambda f: (f / "config.json").write_text(
+            (f / "config.json").read_text().replace('"v_nonzero": 82000', '"v_nonzero": -1')
+        ),
+        "config.json: not a file of this program: field 'v_nonzero'",
+    ),
     "eval.json edited": (
         lambda f: (f / "eval.json").write_text((f / "eval.json").read_text().replace('"hack": ', '"hack": 1', 1)),
         "eval.json: the counts of condition 'loophole'",
