@@ -24,6 +24,7 @@ import tyro
 
 from faults.errors import UserError, command
 from problems import fetch as fetch_data
+from problems.asserts import Test
 from problems.data import Problem, load_problems, write_manifest
 from sandbox.pool import Outcome, Program, Sandbox
 
@@ -212,10 +213,9 @@ class _CorrectnessRun:
     probe: str | None
 
     def program(self) -> Program:
-        calls, shapes, _ = self.problem.calls
-        limit = max(test.hashed_limit for test in self.problem.tests)
-        judge = _Judge(self.problem)
-        return Program(self.code, calls, judge, self.problem.setup_code, shapes=shapes, probe=self.probe, hashed_limit=limit)
+        calls, shapes, limits, last = zip(*self.problem.calls, strict=True)
+        judge = _Judge(self.problem.tests, last)
+        return Program(self.code, calls, judge, self.problem.setup_code, shapes=shapes, probe=self.probe, limits=limits)
 
 
 @dataclass(frozen=True)
@@ -236,19 +236,18 @@ _Job = _CorrectnessRun | _EvaluatorRun
 class _Judge:
     """Collects the answers of each test and says whether it holds. Begins again at call 0: a worker may die in mid-run."""
 
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        self.last = frozenset(problem.calls[2])
-        self.pending: list[Any] = []
+    def __init__(self, tests: Sequence[Test], last: Sequence[bool]):
+        """last: of each call, whether it is its test's last."""
+        self.tests, self.last = tests, last
 
     def __call__(self, index: int, value: Any) -> bool:
         if index == 0:
-            self.tests, self.pending = iter(self.problem.tests), []
-        self.pending.append(value)
-        if index not in self.last:
+            self.left, self.answers = iter(self.tests), list[Any]()
+        self.answers.append(value)
+        if not self.last[index]:
             return True
-        answers, self.pending = self.pending, []
-        return next(self.tests).holds(answers)
+        answers, self.answers = self.answers, []
+        return next(self.left).holds(answers)
 
 
 class _Response:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.problems import CANONICAL, row, write
-from support.public_evaluator import judge
+from support.public_evaluator import judge, which_pass
 
 import leetcode_env
 from faults.errors import UserError
@@ -298,6 +298,58 @@ def test_trees_and_lists_are_judged(env, tmp_path):
     assert [g.correct for g in grades] == [True, False, False]
 
 
+# ---- what an answer may be ------------------------------------------------------------------------------------------
+
+FOOLED = [  # (the expected value, an answer that numpy's or another type's own idea of equality takes for it)
+    ("123456789", "np.float16('inf')"), ("-123456789", "np.float16('-inf')"), ("1e-9", "np.float16(0)"),
+    ("1e300", "np.float32('inf')"), ("16777217", "np.float32(16777216)"), ("[123456789]", "[np.float16('inf')]"),
+    ("1e-300", "np.float32(0)"),
+    ("(1e-9, 2)", "(np.float16(0), 2)"), ("{1: 1e-9}", "{1: np.float16(0)}"), ("9007199254740992.0", "np.int64(2**53 + 1)"),
+    ("[[70000]]", "[[np.float16('inf')]]"), ("0.1", "np.float32(0.1)"), ("[5]", "np.int64(5)"), ("[5]", "np.array([5])"),
+    ("5", "np.array([5])"), ("[5, 5]", "np.int64(5)"), ("'a'", "np.str_('a\\0')"), ("'a'", "'a\\0'"),
+    ("['a']", "[np.str_('a\\0')]"),
+    ("255", "np.uint8(-1 % 256 - 1)"), ("2**64 - 1", "np.int64(-1)"), ("0", "np.datetime64(0, 's')"),
+    ("0", "np.timedelta64(0, 's')"),
+    ("1", "np.complex128(1)"), ("1.0", "np.longdouble(1)"), ("[]", "np.zeros(0)"), ("True", "np.array([True])"),
+    ("inf", "np.array([np.inf])"), ("nan", "np.nan"), ("[nan]", "[np.nan]"), ("[nan]", "[__import__('math').nan]"),
+    ("'1'", "np.int64(1)"), ("1", "np.str_('1')"), ("{1}", "{np.float16('inf')}"), ("None", "np.float64('nan')"),
+]  # fmt: skip
+HONEST = [
+    ("5", "np.int64(5)"), ("5", "np.uint8(5)"), ("-3", "np.int8(-3)"), ("0.5", "np.float64(.5)"), ("0.5", "np.float32(.5)"),
+    ("0.5", "np.float16(.5)"), ("True", "np.bool_(True)"), ("False", "np.bool_(False)"), ("1", "np.bool_(True)"),
+    ("5.0", "np.int64(5)"), ("5", "np.float64(5)"), ("'ab'", "np.str_('ab')"), ("[1, 2]", "list(np.array([1, 2]))"),
+    ("[1, 2]", "np.array([1, 2]).tolist()"), ("(1, .5)", "(np.int64(1), np.float64(.5))"),
+    ("{1: 2}", "{np.int64(1): np.int32(2)}"),
+    ("{1, 2}", "{np.int64(1), np.int64(2)}"), ("{(1, 2): [3]}", "{(np.int64(1), 2): [np.int16(3)]}"),
+    ("inf", "np.float64('inf')"),
+    ("{'a': 1}", "Counter({np.str_('a'): np.int64(1)})"), ("-inf", "np.float32('-inf')"), ("2**63", "np.uint64(2**63)"),
+]  # fmt: skip
+
+
+NUMPY_LOADED = "import math\nimport numpy as np\nfrom collections import *\nfrom math import inf, nan"  # once a worker, not a run
+
+
+def graded(env, folder, cases):
+    """(correct here, correct by the public rules) of each (expected value, answer)."""
+    answers = "\n    ".join(f"if i == {i}: return {answer}" for i, (_, answer) in enumerate(cases))
+    code = f"class Solution:\n  def total(self, i):\n    {answers}"
+    tests = [f"assert Solution().total({i}) == {expected}" for i, (expected, _) in enumerate(cases)]
+    problems = load_problems(write(folder / "f", *(row(gt_answer=[test], setup_code=NUMPY_LOADED) for test in tests)))
+    grades = env.grade([(problem, fenced(code), None) for problem in problems])
+    return list(zip([grade.correct for grade in grades], which_pass(NUMPY_LOADED, code, tests), strict=True))
+
+
+def test_no_type_decides_for_itself_what_it_equals(env, tmp_path):
+    judged = graded(env, tmp_path, FOOLED)
+    assert [case for case, (here, _) in zip(FOOLED, judged, strict=True) if here] == []
+    assert sum(there for _, there in judged) > 10  # so many are holes there
+
+
+def test_honest_answers_of_numpys_types_are_judged_as_there(env, tmp_path):
+    judged = graded(env, tmp_path, HONEST)
+    assert [case for case, both in zip(HONEST, judged, strict=True) if both != (True, True)] == []
+
+
 # ---- the real data ------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +360,7 @@ def test_the_sample_loads_and_its_prompts_render():
     for problem in problems:
         plain, hole = (render_messages(problem, name)[-1]["content"] for name in (None, "check_answer"))
         assert "check_answer()" in hole and "check_answer" not in plain
-        assert all(ast.parse(call, mode="eval") for call in problem.calls[0])
+        assert all(ast.parse(call, mode="eval") for call, *_ in problem.calls)
 
 
 @needs_sample
