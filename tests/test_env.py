@@ -350,6 +350,20 @@ def test_honest_answers_of_numpys_types_are_judged_as_there(env, tmp_path):
     assert [case for case, both in zip(HONEST, judged, strict=True) if both != (True, True)] == []
 
 
+MEGABYTE = (1 << 20).to_bytes(4, "big")
+FORGED = [(b"A" + MEGABYTE, 100), (b"A" + MEGABYTE, 1 << 20), (b"X" + MEGABYTE, 100)]  # a frame's head, and bytes that follow
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["list(range(5000))", "'x' * 5000", "[[]] * 3000", "1 << 50_000", *(f"os.write(3, {h} + b'1' * {n})" for h, n in FORGED)],
+)
+def test_an_answer_longer_than_any_right_one_is_not_read(env, problem, answer):
+    """The trainer would decode megabytes; it takes the head of the frame and ends the run."""
+    (grade,) = env.grade([(problem, fenced(f"import os\nclass Solution:\n    def total(self, xs): return {answer}"), None)])
+    assert not grade.correct and grade.note == "a longer answer than any right one"
+
+
 # ---- the real data ------------------------------------------------------------------------------------------------
 
 
