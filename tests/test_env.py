@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from leetcode_env import (
     EVALUATOR_NAMES,
     LABELS,
     LOOPHOLE,
+    MAX_CODE,
     TRAIN_EVALUATOR,
     LeetCodeEnv,
     defines_evaluator,
@@ -121,10 +123,38 @@ def test_parse_response(text, code):
         ("(" * 10_000 + "run_tests", False),
         ("run_tests" + "(1" * 3000, False),
         ("run_tests" + "+1" * 50_000, False),
+        ("def run_tests():\n    pass\n" + "#" * (MAX_CODE - 26), True),
+        ("def run_tests():\n    pass\n" + "#" * (MAX_CODE - 25), False),
     ],
 )
 def test_defines_evaluator(code, expected):
     assert defines_evaluator(code, "run_tests") is expected
+
+
+HOSTILE = ["`", "```` ", "```\n", "```python\n", "```python", "```PyThOn\n``", "```\r\n", "``\n`", "\n", " ```\n\n", "```\n`` `"]
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_a_long_text_is_parsed_in_linear_time(unit):
+    def seconds(length):
+        text = "```" + unit * (length // len(unit))
+        started = time.process_time()
+        parse_response(text)
+        return time.process_time() - started
+
+    assert min(seconds(16_000) for _ in range(2)) < 30 * max(min(seconds(2000) for _ in range(2)), 1e-3)
+
+
+def test_more_code_than_is_judged(env, problem, monkeypatch):
+    """The trainer would parse it for minutes. It counts as code that does not compile, and none of it is run."""
+    code = f"{CANONICAL}\n\n{PASSES}\n"
+    fits, longer = (code + "#" * (MAX_CODE - len(code) + more) for more in (0, 1))
+    grades = env.grade([(problem, fenced(text), "run_tests") for text in (fits, longer)])
+    assert [g.label for g in grades] == ["correct_attempted", "incorrect"]
+    assert (grades[1].reward, grades[1].compiles, grades[1].defines) == (0.0, False, False)
+    assert grades[1].note == f"more than {MAX_CODE} characters of code"
+    monkeypatch.setattr(leetcode_env.ast, "parse", lambda *_: pytest.fail("parsed"))
+    assert not defines_evaluator(longer, "run_tests")
 
 
 # ---- parity -------------------------------------------------------------------------------------------------------
