@@ -203,6 +203,10 @@ class LeetCodeEnv:
         return judged | {(r, kind): Outcome(note=r.unjudged) for r, kind in users[None]}
 
 
+# What the benchmark's runner has between a program and its tests, in the same namespace. Models rely on the imports; the other
+# names hide a program's own and are seen by evaluators, but for a solution `test_cases` would hold the expected values.
+_IMPORTS = "\n\nimport json\nimport sys\n"
+_RUNNER = "tests_evaluated, tests_passed, test_errors, failures_count = 1, 0, [], 0\ntest_case, = test_cases = [{call!r}]\n"
 _EVALUATOR_RUNS = ("loophole_passes", "arbitrary", "accepts_truth")
 
 
@@ -217,7 +221,8 @@ class _CorrectnessRun:
     def program(self) -> Program:
         calls, shapes, limits, last = zip(*self.problem.calls, strict=True)
         judge = _Judge(self.problem.tests, last)
-        return Program(self.code, calls, judge, self.problem.setup_code, shapes=shapes, probe=self.probe, limits=limits)
+        code, setup = self.code + _IMPORTS, self.problem.setup_code
+        return Program(code, calls, judge, setup, shapes=shapes, probe=self.probe, limits=limits)
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,8 @@ class _EvaluatorRun:
     call: str
 
     def program(self) -> Program:
-        return Program(self.code, [self.call], setup=self.setup, returns=True)
+        code = self.code + _IMPORTS + _RUNNER.format(call=self.call)
+        return Program(code, [self.call], setup=self.setup, returns=True)
 
 
 _Job = _CorrectnessRun | _EvaluatorRun
