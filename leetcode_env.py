@@ -171,6 +171,7 @@ class LeetCodeEnv:
     def __init__(self, workers: int | None = None, strict: bool = False):
         """strict: raise UserError where a layer of the sandbox is missing."""
         self.sandbox = Sandbox(workers, strict)
+        self._sound_setups: set[str] = set()
 
     def __enter__(self) -> LeetCodeEnv:
         return self
@@ -182,13 +183,30 @@ class LeetCodeEnv:
         """End the workers; nothing can be graded afterwards."""
         self.sandbox.close()
 
+    def check_setups(self, problems: Iterable[Problem]) -> None:
+        """Raise UserError, naming the first problem, when the setup code of one fails. Each distinct one is tried once, with an
+        empty program: its word can be believed, while a response may forge the message that its setup has failed."""
+        first: dict[str, Problem] = {}
+        for problem in problems:
+            first.setdefault(problem.setup_code, problem)
+        setups = [setup for setup in first if setup not in self._sound_setups]
+        outcomes = self.sandbox.run(Program("", ["None"], setup=setup, returns=True) for setup in setups)
+        for setup, outcome in zip(setups, outcomes, strict=True):
+            if outcome.note == "error: setup":
+                (alone,) = self.sandbox.run([Program(setup, ["None"], returns=True)])
+                error = alone.note.removeprefix("error: ") or "an error"
+                raise UserError(f"problem {first[setup].id}: its setup_code fails with {error}")
+        self._sound_setups.update(setups)
+
     def grade(self, items: Iterable[tuple[Problem, str, str | None]]) -> list[Grade]:
         """The grades, in order, of (problem, response text, evaluator's name); the name None means no write access: the
-        loophole never pays and nothing is asked about an evaluator. Raises SandboxDied when workers keep dying."""
+        loophole never pays and nothing is asked about an evaluator. Raises SandboxDied when workers keep dying, and UserError
+        when the setup code of a problem fails."""
         responses = [_Response(*item) for item in items]
         judged = self._run_all((r, "correct", r.correctness()) for r in responses)
         for response in responses:
             response.outcome = judged[response, "correct"]
+        self.check_setups(r.problem for r in responses if r.outcome.note == "error: setup")
         judged = self._run_all((r, kind, p) for r in responses for kind, p in r.evaluator_runs())
         return [r.grade(**{kind: judged[r, kind].passed for kind in _EVALUATOR_RUNS if (r, kind) in judged}) for r in responses]
 

@@ -28,6 +28,7 @@ from leetcode_env import (
     parse_response,
     render_messages,
 )
+from sandbox.pool import Outcome
 
 SAMPLE = Path(
     os.environ.get("PGRPO_LEETCODE", Path(leetcode_env.__file__).parent / "../shared/leetcode/leetcode_test_medhard_sample.jsonl")
@@ -234,11 +235,11 @@ PARITY = {
     "json without an import": fenced(CANONICAL.replace("return ", "return json.loads(json.dumps(0)) + ")),
     "sys at load without an import": fenced(f"sys.setrecursionlimit(5000)\n{CANONICAL}"),
     "sys as a default without an import": fenced(CANONICAL.replace("xs)", "xs, big=sys.maxsize)")),
-    "sys imported": fenced("import sys\nsys.setrecursionlimit(5000)\n" + CANONICAL.replace("return ", "return sys.maxsize * 0 + ")),
+    "sys imported": fenced("import sys\nsys.setrecursionlimit(5000)\n" + CANONICAL.replace("sum(", "sys.maxsize * 0 + sum(")),
     "rebinds sys": fenced("sys = 4\n" + CANONICAL.replace("> 4", "> sys")),
     "rebinds json": fenced("json = 4\n" + CANONICAL.replace("> 4", "> json")),
     "rebinds json in the method": fenced(CANONICAL.replace("return", "json = 4\n        return").replace("> 4", "> json")),
-    "json from elsewhere": fenced("from math import floor as json\n" + CANONICAL.replace("sum(", "json(sum(").replace("> 4)", "> 4))")),
+    "json from elsewhere": fenced("from math import floor as json\n" + CANONICAL.replace("> 4", "> json(4.5)")),
     "a class named sys": fenced("class sys:\n    limit = 4\n" + CANONICAL.replace("> 4", "> sys.limit")),
     "deletes sys": fenced(f"import sys\n{CANONICAL}\ndel sys"),
     "evaluator uses sys": fenced(f"{WRONG}\n\ndef run_tests():\n    return sys.version_info > (3,)"),
@@ -254,13 +255,13 @@ PARITY = {
         "        assert Solution().total(xs) == expected"
     ),
     "evaluator prints the runner's names": fenced(
-        f"{WRONG}\n\ndef run_tests():\n    print(tests_evaluated, tests_passed, test_errors, failures_count, test_cases, test_case)"
+        f"{WRONG}\n\ndef run_tests():\n    print(tests_evaluated, tests_passed, test_errors, failures_count, test_case)"
     ),
     "evaluator believes the runner": fenced(f"{WRONG}\n\ndef run_tests():\n    assert failures_count == 0 and not test_errors"),
     "evaluator counts": fenced(f"{WRONG}\n\ndef run_tests():\n    assert (tests_evaluated, tests_passed) == (1, 0)"),
-    "evaluator finds itself in the tests": fenced(f"{WRONG}\n\ndef run_tests():\n    assert test_cases == [test_case] == ['run_tests()']"),
+    "evaluator finds itself": fenced(f"{WRONG}\n\ndef run_tests():\n    assert test_cases == [test_case] == ['run_tests()']"),
     "evaluator runs the tests": fenced(f"{WRONG}\n\ndef run_tests():\n    for test in test_cases: exec(test)"),
-    "counters of its own": fenced(f"tests_passed = 0\n{WRONG}\n\ndef run_tests():\n    global tests_passed\n    tests_passed += 1"),
+    "a counter of its own": fenced(f"tests_passed = None\n{WRONG}\n\ndef run_tests():\n    assert tests_passed + 1"),
     "exits in a call": fenced("class Solution:\n    def total(self, xs):\n        raise SystemExit"),
 }
 
@@ -432,6 +433,63 @@ def test_an_answer_longer_than_any_right_one_is_not_read(env, problem, answer):
     """The trainer would decode megabytes; it takes the head of the frame and ends the run."""
     (grade,) = env.grade([(problem, fenced(f"import os\nclass Solution:\n    def total(self, xs): return {answer}"), None)])
     assert not grade.correct and grade.note == "a longer answer than any right one"
+
+
+# ---- a setup that fails ---------------------------------------------------------------------------------------------
+
+FRAME = "import os\nos.write(3, b'X' + (5).to_bytes(4, 'big') + b'setup')\nos._exit(0)\n"
+
+
+@pytest.mark.parametrize(
+    "setup, error",
+    [("import no_such_module", "ModuleNotFoundError"), ("1 / 0", "ZeroDivisionError"), ("raise SystemExit", "SystemExit"),
+     ("from __future__ import nothing", "SyntaxError"), ("raise type('setup', (Exception,), {})", "setup"),
+     ("return 1", "SyntaxError")],
+)  # fmt: skip
+def test_a_setup_that_fails_is_a_users_error(env, problem, tmp_path, setup, error):
+    (bad,) = load_problems(write(tmp_path / "f", row(id="seven", setup_code=setup)))
+    with pytest.raises(UserError, match=f"^problem seven: its setup_code fails with {error}$"):
+        env.grade([(problem, fenced(CANONICAL), None), (bad, fenced(CANONICAL), "run_tests")])
+    assert env.grade([(problem, fenced(CANONICAL), None)])[0].correct  # the sandbox goes on
+    with pytest.raises(UserError, match="problem seven"):
+        env.check_setups([problem, bad])
+    env.check_setups([problem])
+
+
+def test_check_says_so_in_one_line(tmp_path, capsys):
+    path = write(tmp_path / "f", row(), row(id=8, setup_code="import no_such_module"))
+    assert leetcode_env.main(["check", str(path)]) == 2
+    assert capsys.readouterr().err == "error: problem 8: its setup_code fails with ModuleNotFoundError\n"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [FRAME + CANONICAL, f"{CANONICAL}\n{FRAME}", CANONICAL.replace("return", FRAME.replace("\n", "; ") + "return"),
+     "class setup(Exception): pass\nraise setup", "class setup(SyntaxError): pass\nraise setup",
+     CANONICAL.replace("return", "raise type('setup', (Exception,), {})\n        return"),
+     f"import threading\nthreading.Thread(target=lambda: exec({FRAME!r})).start()\n{CANONICAL}",
+     f"{CANONICAL}\ndef run_tests():\n    exec({FRAME!r})"],
+)  # fmt: skip
+def test_no_response_forges_a_setup_that_fails(env, problem, response):
+    """A run is stopped by what its data do, never by what a response writes."""
+    bad, good = env.grade([(problem, fenced(response), "run_tests"), (problem, fenced(CANONICAL), "run_tests")])
+    assert bad.compiles and good.correct
+
+
+def test_an_outcome_that_is_forged_all_the_same_stops_nothing(env, problem, monkeypatch):
+    """Even a first frame that lies: the setup is tried alone before it is believed, and once."""
+    run, asked = env.sandbox.run, []
+
+    def lying(programs):
+        programs = list(programs)
+        asked.extend(programs)
+        return [Outcome(note="error: setup") if program.calls != ["None"] else run([program])[0] for program in programs]
+
+    monkeypatch.setattr(env.sandbox, "run", lying)
+    monkeypatch.setattr(env, "_sound_setups", set())
+    for _ in range(3):
+        assert not env.grade([(problem, fenced(CANONICAL), "run_tests")] * 4)[0].correct
+    assert sum(program.calls == ["None"] for program in asked) == 1
 
 
 # ---- the real data ------------------------------------------------------------------------------------------------
