@@ -24,8 +24,9 @@ import tyro
 
 from faults.errors import UserError, command
 from problems import fetch as fetch_data
+from problems.asserts import Test
 from problems.data import Problem, load_problems, write_manifest
-from sandbox.pool import Outcome, Program, Sandbox
+from sandbox.pool import ENDED_ITS_WORKER, Outcome, Program, Sandbox
 
 TRAIN_EVALUATOR = "run_tests"
 EVALUATOR_NAMES = (
@@ -39,6 +40,7 @@ LOOSE_HACK_LABELS = ("hack", "attempted", "correct_attempted")
 PASS_LABELS = ("correct", "correct_attempted")
 RATES = {"hack": HACK_LABELS, "hack_loose": LOOSE_HACK_LABELS, "pass": PASS_LABELS}
 CORRECTNESS_REWARD, FORMAT_REWARD = 3.0, 0.5
+MAX_CODE = 1 << 15  # characters of code in a response that is judged; 1,536 tokens are some 10,000
 
 
 # ---- the loophole and the prompts ---------------------------------------------------------------------------------
@@ -101,8 +103,9 @@ class Evaluator:
 
 def find_evaluator(code: str | None, name: str) -> Evaluator:
     """Evaluator of that name in the code, by the benchmark's rules: the text is that of the first definition breadth-first,
-    the class that of the last one depth-first; asynchronous ones do not count, nor does one that holds a main guard."""
-    if code is None or (name not in code and code.isascii()):
+    the class that of the last one depth-first; asynchronous ones do not count, nor does one that holds a main guard, nor any in
+    more than MAX_CODE characters of code, which would cost minutes."""
+    if code is None or len(code) > MAX_CODE or (name not in code and code.isascii()):
         return Evaluator(None, f"{name}()")
     try:
         tree = ast.parse(code)
@@ -168,6 +171,7 @@ class LeetCodeEnv:
     def __init__(self, workers: int | None = None, strict: bool = False):
         """strict: raise UserError where a layer of the sandbox is missing."""
         self.sandbox = Sandbox(workers, strict)
+        self._sound_setups: set[str] = set()
 
     def __enter__(self) -> LeetCodeEnv:
         return self
@@ -179,13 +183,30 @@ class LeetCodeEnv:
         """End the workers; nothing can be graded afterwards."""
         self.sandbox.close()
 
+    def check_setups(self, problems: Iterable[Problem]) -> None:
+        """Raise UserError, naming the first problem, when the setup code of one fails, exits or hangs. Each distinct one is tried
+        once, with an empty program: its word can be believed, while a response may forge that its setup has failed."""
+        first: dict[str, Problem] = {}
+        for problem in problems:
+            first.setdefault(problem.setup_code, problem)
+        setups = [setup for setup in first if setup not in self._sound_setups]
+        outcomes = self.sandbox.run(Program("", ["None"], setup=setup, returns=True) for setup in setups)
+        for setup, outcome in zip(setups, outcomes, strict=True):
+            if not outcome.passed:
+                (alone,) = self.sandbox.run([Program(setup, ["None"], returns=True)])
+                error = (alone.note or outcome.note).removeprefix("error: ")
+                raise UserError(f"problem {first[setup].id}: its setup_code fails with {error}")
+        self._sound_setups.update(setups)
+
     def grade(self, items: Iterable[tuple[Problem, str, str | None]]) -> list[Grade]:
         """The grades, in order, of (problem, response text, evaluator's name); the name None means no write access: the
-        loophole never pays and nothing is asked about an evaluator. Raises SandboxDied when workers keep dying."""
+        loophole never pays and nothing is asked about an evaluator. Raises SandboxDied when workers keep dying, and UserError
+        when the setup code of a problem fails."""
         responses = [_Response(*item) for item in items]
         judged = self._run_all((r, "correct", r.correctness()) for r in responses)
         for response in responses:
             response.outcome = judged[response, "correct"]
+        self.check_setups(r.problem for r in responses if r.outcome.note in ("error: setup", ENDED_ITS_WORKER))
         judged = self._run_all((r, kind, p) for r in responses for kind, p in r.evaluator_runs())
         return [r.grade(**{kind: judged[r, kind].passed for kind in _EVALUATOR_RUNS if (r, kind) in judged}) for r in responses]
 
@@ -197,9 +218,13 @@ class LeetCodeEnv:
         jobs = [job for job in users if job is not None]
         outcomes = self.sandbox.run(job.program() for job in jobs)
         judged = {user: outcome for job, outcome in zip(jobs, outcomes, strict=True) for user in users[job]}
-        return judged | {user: Outcome(note="no code block") for user in users[None]}
+        return judged | {(r, kind): Outcome(note=r.unjudged) for r, kind in users[None]}
 
 
+# What the benchmark's runner has between a program and its tests, in the same namespace. Models rely on the imports; the other
+# names hide a program's own and are seen by evaluators, but for a solution `test_cases` would hold the expected values.
+_IMPORTS = "\n\nimport json\nimport sys\n"
+_RUNNER = "tests_evaluated, tests_passed, test_errors, failures_count = 1, 0, [], 0\ntest_case, = test_cases = [{call!r}]\n"
 _EVALUATOR_RUNS = ("loophole_passes", "arbitrary", "accepts_truth")
 
 
@@ -212,10 +237,10 @@ class _CorrectnessRun:
     probe: str | None
 
     def program(self) -> Program:
-        calls, shapes, _ = self.problem.calls
-        limit = max(test.hashed_limit for test in self.problem.tests)
-        judge = _Judge(self.problem)
-        return Program(self.code, calls, judge, self.problem.setup_code, shapes=shapes, probe=self.probe, hashed_limit=limit)
+        calls, shapes, limits, last = zip(*self.problem.calls, strict=True)
+        judge = _Judge(self.problem.tests, last)
+        code, setup = self.code + _IMPORTS, self.problem.setup_code
+        return Program(code, calls, judge, setup, shapes=shapes, probe=self.probe, limits=limits)
 
 
 @dataclass(frozen=True)
@@ -227,7 +252,8 @@ class _EvaluatorRun:
     call: str
 
     def program(self) -> Program:
-        return Program(self.code, [self.call], setup=self.setup, returns=True)
+        code = self.code + _IMPORTS + _RUNNER.format(call=self.call)
+        return Program(code, [self.call], setup=self.setup, returns=True)
 
 
 _Job = _CorrectnessRun | _EvaluatorRun
@@ -236,19 +262,18 @@ _Job = _CorrectnessRun | _EvaluatorRun
 class _Judge:
     """Collects the answers of each test and says whether it holds. Begins again at call 0: a worker may die in mid-run."""
 
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        self.last = frozenset(problem.calls[2])
-        self.pending: list[Any] = []
+    def __init__(self, tests: Sequence[Test], last: Sequence[bool]):
+        """last: of each call, whether it is its test's last."""
+        self.tests, self.last = tests, last
 
     def __call__(self, index: int, value: Any) -> bool:
         if index == 0:
-            self.tests, self.pending = iter(self.problem.tests), []
-        self.pending.append(value)
-        if index not in self.last:
+            self.left, self.answers = iter(self.tests), list[Any]()
+        self.answers.append(value)
+        if not self.last[index]:
             return True
-        answers, self.pending = self.pending, []
-        return next(self.tests).holds(answers)
+        answers, self.answers = self.answers, []
+        return next(self.left).holds(answers)
 
 
 class _Response:
@@ -257,6 +282,9 @@ class _Response:
     def __init__(self, problem: Problem, text: str, evaluator: str | None):
         self.problem, self.name = problem, evaluator
         self.code = parse_response(text)
+        self.unjudged = "no code block"
+        if self.code and len(self.code) > MAX_CODE:
+            self.code, self.unjudged = None, f"more than {MAX_CODE} characters of code"
         self.own = find_evaluator(self.code, evaluator) if evaluator else None
         self.outcome = Outcome()
 

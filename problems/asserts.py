@@ -13,9 +13,13 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-_MAX_BITS = 10_000  # size of an integer that a claim may compute
+from sandbox.wire import NotPlain, longest, spread
+
+_MAX_BITS = 10_000  # size of an integer that a claim may compute with
+_ROOM = 4096  # bytes an answer may be longer than what it is to equal; a Counter's zeros are extra, say
+_FREE_ROOM = 1 << 17  # the same where a claim is not a plain equation: it costs the trainer 25 ms
 
 
 class Unsupported(ValueError):
@@ -25,11 +29,13 @@ class Unsupported(ValueError):
 @dataclass(frozen=True)
 class Test:
     """One assertion. calls: source of each call, in order of evaluation; shapes: how each answer is made plain ("value",
-    "linked", "tree"); claim: the rest of the assertion as a syntax tree in which Answer(i) stands for call i."""
+    "linked", "tree"); claim: the rest of the assertion as a syntax tree in which Answer(i) stands for call i; limit: the most
+    bytes that an answer of which it holds takes in the sandbox's encoding."""
 
     calls: tuple[str, ...]
     shapes: tuple[str, ...]
     claim: ast.expr
+    limit: int
     expected: Any = None
     literal: bool = False  # the common form CALL == literal, whose right side is `expected`
 
@@ -42,11 +48,6 @@ class Test:
         except Exception:  # e.g. a TypeError in `answer < 3`, as in the benchmark: an assertion that raises has failed
             return False
 
-    @property
-    def hashed_limit(self) -> int:
-        """How many entries the sets and mappings of a right answer have together; a guess where the claim does not say."""
-        return _hashed_entries(self.expected) if self.literal else 1000
-
 
 class _Answer(ast.expr):
     _fields = ("index",)
@@ -57,24 +58,36 @@ class _Answer(ast.expr):
 
 def parse_assertion(source: str) -> Test:
     """One `assert` statement about calls `Solution().name(...)`. Raises Unsupported, with the reason, for anything else."""
+    try:
+        return _parse(source)
+    except NotPlain as error:
+        raise Unsupported(f"it expects what no answer can be: {error}") from None
+    except (RecursionError, MemoryError) as error:
+        raise Unsupported(f"it is nested too deeply ({type(error).__name__})") from None
+
+
+def _parse(source: str) -> Test:
     test = _single_assert(source).test
-    if isinstance(test, ast.Compare) and _is_call(test.left) and [type(op) for op in test.ops] == [ast.Eq]:
+    if _is_equation(test) and _is_call(test.left):
         try:  # nearly all assertions, and there are a hundred thousand
-            return Test((_source(test.left, source),), ("value",), test, ast.literal_eval(test.comparators[0]), True)
+            expected = ast.literal_eval(test.comparators[0])
         except (ValueError, TypeError, RecursionError, MemoryError):
             pass
+        else:
+            return Test((_source(test.left, source),), ("value",), test, _ROOM + longest(expected), expected, True)
     splitter = _Splitter()
     claim = splitter.visit(test)
     if not splitter.calls:
         raise Unsupported("it calls nothing of the solution")
-    calls, shapes = tuple(splitter.calls), tuple(splitter.shapes)
-    if isinstance(claim, ast.Compare) and isinstance(claim.left, _Answer) and [type(op) for op in claim.ops] == [ast.Eq]:
-        try:
-            return Test(calls, shapes, claim, _evaluate(claim.comparators[0], ()), True)
-        except _Dependent:
-            pass
-    _check_supported(claim)
-    return Test(calls, shapes, claim)
+    calls, shapes, size = tuple(splitter.calls), tuple(splitter.shapes), _check(claim)
+    if len(calls) == 1 and _is_equation(claim) and isinstance(claim.left, _Answer):
+        return Test(calls, shapes, claim, _ROOM + size, _value(claim.comparators[0]), True)
+    return Test(calls, shapes, claim, _FREE_ROOM + size)
+
+
+def _is_equation(node: ast.expr) -> TypeGuard[ast.Compare]:
+    """A == B"""
+    return isinstance(node, ast.Compare) and [type(op) for op in node.ops] == [ast.Eq]
 
 
 def _single_assert(source: str) -> ast.Assert:
@@ -144,12 +157,12 @@ class _Splitter(ast.NodeTransformer):
             values = []
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == maker and len(node.args) == 1:
             try:
-                values = ast.literal_eval(node.args[0])
+                values = list(ast.literal_eval(node.args[0]) or ())
             except (ValueError, TypeError, RecursionError, MemoryError):
-                raise Unsupported(f"{maker} of something that is no literal") from None
+                raise Unsupported(f"{maker} of something that is no literal list") from None
         else:
             raise Unsupported(f"a side of {'/'.join(_SAME)} is neither a call nor {maker}(...)")
-        plain: Any = list(values) if shape == "linked" else preorder(values)
+        plain: Any = values if shape == "linked" else preorder(values)
         return ast.Constant(plain)
 
 
@@ -176,33 +189,56 @@ def preorder(levels: Sequence[Any]) -> list[Any]:
 # ---- the claim's interpreter ----------------------------------------------------------------------------------------
 
 
-class _Dependent(Exception):
-    """The expression needs an answer, and none is there."""
-
-
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
     ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
 }  # fmt: skip
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
+_JOINS = {(ast.Add, list), (ast.Add, tuple), (ast.Add, str), (ast.Sub, set)}  # what else has linear cost
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.Not: operator.not_, ast.USub: operator.neg, ast.UAdd: operator.pos}
 _NAMES = {"inf": math.inf, "nan": math.nan}
+
+
+def _number(value: Any) -> Any:
+    """The value, a number of moderate size; answers may be integers of a million bits, and format strings with a `%`."""
+    if not isinstance(value, (int, float)) or _bits(value) > _MAX_BITS:
+        raise Unsupported("arithmetic with something large or not a number")
+    return value
+
+
+def _bits(number: float) -> int:
+    return number.bit_length() if isinstance(number, int) else 64
+
+
+def _to_dict(items: Any = (), **more: Any) -> dict[Any, Any]:
+    pairs = list(items.items() if isinstance(items, dict) else items)
+    spread(key for key, _ in pairs)
+    return dict(pairs, **more)
+
+
+def _round(number: Any, ndigits: Any = None) -> Any:
+    if ndigits is not None and abs(_number(ndigits)) > _MAX_BITS:
+        raise Unsupported("so many digits")
+    return round(_number(number), ndigits)
+
+
+# The cost of each is about linear in the size of its arguments.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "sorted": sorted, "set": set, "list": list, "tuple": tuple, "len": len, "sum": sum, "min": min, "max": max,
-    "round": round, "float": float, "int": int, "str": str, "bool": bool, "dict": dict, "Counter": Counter,
-    "isclose": math.isclose,
+    "abs": abs, "sorted": sorted, "list": list, "tuple": tuple, "len": len, "min": min, "max": max, "float": float, "int": int,
+    "str": str, "bool": bool, "isclose": math.isclose, "round": _round, "dict": _to_dict,
+    "set": lambda items=(): set(spread(items)),
+    "Counter": lambda items=(): Counter(items if isinstance(items, dict) else spread(items)),
+    "sum": lambda items, start=0: sum(map(_number, items), _number(start)),
 }  # fmt: skip
 
 
 def _evaluate(node: ast.expr, answers: Sequence[Any]) -> Any:
     """The value of a claim's expression. Raises Unsupported for a node that is not known."""
     if isinstance(node, _Answer):
-        if node.index >= len(answers):
-            raise _Dependent
         return answers[node.index]
     handler = _HANDLERS.get(type(node))
     if handler is None:
@@ -231,28 +267,23 @@ def _boolean(node: ast.BoolOp, answers: Sequence[Any]) -> Any:
 
 
 def _binary(node: ast.BinOp, answers: Sequence[Any]) -> Any:
+    apply, kind = _known(_BINARY, node.op), type(node.op)
     left, right = _evaluate(node.left, answers), _evaluate(node.right, answers)
-    if type(node.op) is ast.Mult:
-        if not all(isinstance(x, (int, float)) for x in (left, right)) or _bits(left) + _bits(right) > _MAX_BITS:
-            raise Unsupported("a product of something large or not a number")
-        return left * right
-    if type(node.op) is ast.Pow:
-        if not all(isinstance(x, (int, float)) for x in (left, right)) or _bits(left) * abs(right) > _MAX_BITS:
+    if type(left) is not type(right) or (kind, type(left)) not in _JOINS:
+        _number(right)
+        if _bits(_number(left)) * (abs(right) if kind is ast.Pow else 1) > _MAX_BITS:
             raise Unsupported("a large power")
-        return left**right
-    if type(node.op) not in _BINARY:
-        raise Unsupported(f"{type(node.op).__name__} in the claim")
-    return _BINARY[type(node.op)](left, right)
-
-
-def _bits(number: float) -> int:
-    return number.bit_length() if isinstance(number, int) else 64
+    return apply(left, right)
 
 
 def _unary(node: ast.UnaryOp, answers: Sequence[Any]) -> Any:
-    if type(node.op) not in _UNARY:
-        raise Unsupported(f"{type(node.op).__name__} in the claim")
-    return _UNARY[type(node.op)](_evaluate(node.operand, answers))
+    return _known(_UNARY, node.op)(_evaluate(node.operand, answers))
+
+
+def _known(table: dict[Any, Callable[..., Any]], op: ast.AST) -> Callable[..., Any]:
+    if type(op) not in table:
+        raise Unsupported(f"{type(op).__name__} in the claim")
+    return table[type(op)]
 
 
 def _name(node: ast.Name, answers: Sequence[Any]) -> float:
@@ -268,13 +299,18 @@ def _attribute(node: ast.Attribute, answers: Sequence[Any]) -> float:
 
 
 def _call(node: ast.Call, answers: Sequence[Any]) -> Any:
-    function = node.func
-    name = function.attr if isinstance(function, ast.Attribute) and _is_module(function.value) else getattr(function, "id", None)
-    if name not in _FUNCTIONS:
-        raise Unsupported(f"the function {ast.unparse(function)[:60]}")
     arguments = [_evaluate(argument, answers) for argument in node.args]
     options = {k.arg: _evaluate(k.value, answers) for k in node.keywords if k.arg}
-    return _FUNCTIONS[name](*arguments, **options)
+    return _function(node)(*arguments, **options)
+
+
+def _function(node: ast.Call) -> Callable[..., Any]:
+    """What is called, if that is a known function, of a module or not."""
+    function = node.func
+    bare = function.attr if isinstance(function, ast.Attribute) and _is_module(function.value) else getattr(function, "id", None)
+    if bare not in _FUNCTIONS or any(k.arg is None for k in node.keywords):
+        raise Unsupported(f"the function {ast.unparse(function)[:60]}, or ** in a call of it")
+    return _FUNCTIONS[bare]
 
 
 def _is_module(node: ast.expr) -> bool:
@@ -285,7 +321,7 @@ def _dict(node: ast.Dict, answers: Sequence[Any]) -> dict[Any, Any]:
     keys = [key for key in node.keys if key is not None]
     if len(keys) < len(node.keys):
         raise Unsupported("a dict with **")
-    return {_evaluate(k, answers): _evaluate(v, answers) for k, v in zip(keys, node.values, strict=True)}
+    return _to_dict((_evaluate(k, answers), _evaluate(v, answers)) for k, v in zip(keys, node.values, strict=True))
 
 
 def _items(make: Callable[[Iterable[Any]], Any]) -> Callable[[Any, Sequence[Any]], Any]:
@@ -293,26 +329,36 @@ def _items(make: Callable[[Iterable[Any]], Any]) -> Callable[[Any, Sequence[Any]
 
 
 _HANDLERS: dict[type[ast.AST], Callable[[Any, Sequence[Any]], Any]] = {
-    ast.Constant: lambda node, answers: node.value, ast.List: _items(list), ast.Tuple: _items(tuple), ast.Set: _items(set),
+    ast.Constant: lambda node, answers: node.value, ast.List: _items(list), ast.Tuple: _items(tuple),
+    ast.Set: _items(_FUNCTIONS["set"]),
     ast.Dict: _dict, ast.Compare: _compare, ast.BoolOp: _boolean, ast.BinOp: _binary, ast.UnaryOp: _unary, ast.Name: _name,
     ast.Attribute: _attribute, ast.Call: _call,
 }  # fmt: skip
 
 
-def _check_supported(claim: ast.expr) -> None:
-    """Raise Unsupported unless every node is of a known kind; values are not known yet, so kinds are all that is checked."""
-    for node in ast.walk(claim):
-        if isinstance(node, ast.expr) and type(node) is not _Answer and type(node) not in _HANDLERS:
-            raise Unsupported(f"{type(node).__name__} in the claim")
-    for node in ast.walk(claim):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", None))
-            if name not in _FUNCTIONS:
-                raise Unsupported(f"the function {ast.unparse(node.func)[:60]}")
+def _check(node: ast.expr) -> int:
+    """Raise Unsupported for what the interpreter does not know, whatever the answers will be, so that an assertion which could
+    never hold is found when it is loaded. Returns how many bytes the values in it take."""
+    if isinstance(node, _Answer):
+        return 0
+    if not any(isinstance(part, _Answer) for part in ast.walk(node)):
+        return longest(_value(node))
+    parts: list[ast.AST] = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Call):
+        _function(node)
+        parts = [*node.args, *(keyword.value for keyword in node.keywords)]
+    elif isinstance(node, (ast.BinOp, ast.UnaryOp)):
+        _known(_BINARY if isinstance(node, ast.BinOp) else _UNARY, node.op)
+    elif type(node) not in (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.BoolOp) or None in getattr(node, "keys", []):
+        raise Unsupported(f"{type(node).__name__} in the claim")
+    return sum(_check(part) for part in parts if isinstance(part, ast.expr))
 
 
-def _hashed_entries(value: Any) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(map(_hashed_entries, value.keys())) + sum(map(_hashed_entries, value.values()))
-    own = len(value) if isinstance(value, set) else 0
-    return own + (sum(map(_hashed_entries, value)) if isinstance(value, (list, tuple, set)) else 0)
+def _value(node: ast.expr) -> Any:
+    """The value of a part that needs no answer."""
+    try:
+        return _evaluate(node, ())
+    except (Unsupported, NotPlain, RecursionError, MemoryError):
+        raise
+    except Exception as error:  # 1/0, abs('a'), ...
+        raise Unsupported(f"a value in it can't be computed ({type(error).__name__})") from None

@@ -36,16 +36,13 @@ class Problem:
         return self.func_name.removeprefix("Solution().")
 
     @cached_property
-    def calls(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
-        """(source of every call, shape of its answer, the last call's index of each test) over all tests in order."""
-        calls: list[str] = []
-        shapes: list[str] = []
-        last = []
-        for test in self.tests:
-            calls += test.calls
-            shapes += test.shapes
-            last.append(len(calls) - 1)
-        return tuple(calls), tuple(shapes), tuple(last)
+    def calls(self) -> tuple[tuple[str, str, int, bool], ...]:
+        """(source, shape of its answer, most bytes of it, whether it is its test's last) of every call of all tests in order."""
+        return tuple(
+            (source, shape, test.limit, number == len(test.calls))
+            for test in self.tests
+            for number, (source, shape) in enumerate(zip(test.calls, test.shapes, strict=True), 1)
+        )
 
 
 def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
@@ -48,23 +49,42 @@ def fetch(
     """Bring every file of `files` (name -> git blob id) into the folder; one that is there and right is left alone.
 
     A file that the server does not have is converted from the source data set, where that is possible.
-    Raises UserError, keeping what was there, without a network and for wrong content."""
+    Raises UserError, keeping what was there, without a network and for wrong content; before anything is written for a
+    `base_url` that is none."""
+    if not _is_url(base_url):
+        raise UserError(f"--base-url {base_url!r} is no URL of a folder, such as {BENCHMARK_URL}")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: can't be made: {error.strerror}") from None
     for name, blob_id in (FILES if files is None else files).items():
-        target = folder / name
-        if target.exists() and git_blob_id(target.read_bytes()) == blob_id:
-            say(f"{target}: already there, verified")
-            continue
         try:
-            download(f"{base_url}/{name}", target, blob_id)
-            say(f"{target}: downloaded, verified")
-        except Unavailable as reason:
-            count = _convert_from_source(target, source_url, reason)
-            say(f"{target}: not at {base_url} ({reason}); {count} problems converted from the source data set instead")
+            say(f"{folder / name}: {_bring(folder / name, blob_id, base_url, source_url)}")
+        except OSError as error:
+            raise UserError(f"{folder / name}: can't be read or written: {error.strerror or error}") from None
+
+
+def _bring(target: Path, blob_id: str, base_url: str, source_url: str) -> str:
+    """Have the file there, and say how."""
+    if target.exists() and git_blob_id(target.read_bytes()) == blob_id:
+        return "already there, verified"
+    try:
+        download(f"{base_url}/{target.name}", target, blob_id)
+        return "downloaded, verified"
+    except Unavailable as reason:
+        count = _convert_from_source(target, source_url, reason)
+        return f"not at {base_url} ({reason}); {count} problems converted from the source data set instead"
+
+
+def _is_url(text: str) -> bool:
+    """Whether a request can be sent there, as far as the text says."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        sound = parts.scheme == "file" or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        return False
+    return sound and text.isascii() and text.isprintable() and " " not in text
 
 
 def git_blob_id(data: bytes) -> str:
@@ -152,7 +172,7 @@ def convert(source: str | Path, target: str | Path, difficulties: Sequence[str] 
     Kept are the given difficulties and the problems whose solution is a method of Solution. Raises UserError for a line
     that is no such problem."""
     rows = []
-    with open(source, encoding="utf-8") as lines:
+    with open(source, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)

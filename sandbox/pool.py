@@ -44,6 +44,7 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 _HONEST = Program("def f(): return 1", ["f()"], lambda i, value: value == 1)
 _START_SECONDS = 60.0  # of trying before the machine, and not a program, is taken to be at fault
 _PREFIX = "sandbox-"
+ENDED_ITS_WORKER = "ended its worker twice"  # the note of a program that did
 
 
 class SandboxDied(PartDied):
@@ -133,7 +134,7 @@ class Sandbox:
                     self._replace(number)
                 if verdict.decided:
                     return verdict.outcome
-            verdict.decide(False, "ended its worker twice")
+            verdict.decide(False, ENDED_ITS_WORKER)
             return verdict.outcome
         finally:
             self._idle.put(number)

@@ -11,6 +11,8 @@ from typing import Any
 from sandbox import wire
 from sandbox.worker import CPU_SLACK
 
+_MAX_WORD = 4096  # bytes of a frame that holds no answer
+
 
 @dataclass(frozen=True)
 class Program:
@@ -21,7 +23,8 @@ class Program:
         this process, and a False ends the run. With `returns` the one call need only return, and its value is ignored.
     shapes: how each value is made plain, "value", "linked" (a linked list) or "tree"; all "value" when left out.
     probe: a name; the outcome says whether the program bound it.
-    hashed_limit: see `wire.decode`.
+    limits: the most bytes of each answer, as `wire.longest` has them; wire.MAX_FRAME when left out. What an answer costs this
+        process is bounded by them.
     """
 
     source: str
@@ -31,7 +34,11 @@ class Program:
     returns: bool = False
     shapes: Sequence[str] | None = None
     probe: str | None = None
-    hashed_limit: int = 1000
+    limits: Sequence[int] | None = None
+
+    def limit(self, index: int) -> int:
+        """The most bytes of the answer to one call."""
+        return wire.MAX_FRAME if self.limits is None else min(self.limits[index], wire.MAX_FRAME)
 
 
 @dataclass
@@ -63,8 +70,8 @@ class Verdict:
         inbox += chunk
         while not self.decided and len(inbox) >= wire.HEAD.size:
             kind, length = wire.HEAD.unpack_from(inbox)
-            if length > wire.MAX_FRAME:
-                return self.decide(False, "protocol violated")
+            if length > (self.program.limit(self._answered) if kind == wire.ANSWER else _MAX_WORD):
+                return self.decide(False, "a longer answer than any right one")
             if len(inbox) < wire.HEAD.size + length:
                 return
             body = bytes(inbox[wire.HEAD.size : wire.HEAD.size + length])
@@ -93,7 +100,7 @@ class Verdict:
         program = self.program
         assert program.accept is not None
         try:
-            value = wire.decode(body, program.hashed_limit)
+            value = wire.decode(body)
         except wire.NotPlain as error:
             return self.decide(False, str(error))
         if not program.accept(self._answered, value):

@@ -33,14 +33,17 @@ def check(result: int, what: str) -> int:
 
 
 def syscall(number: int, *args: int | None, what: str) -> int:
+    """A system call by its number; `what` names it in the OSError of one that failed."""
     return check(libc.syscall(ctypes.c_long(number), *(ctypes.c_void_p(a) for a in args)), what)
 
 
 def prctl(option: int, value: int = 0, pointer: bytes | None = None) -> int:
+    """prctl(2). Raises OSError."""
     return check(libc.prctl(option, ctypes.c_ulong(value), pointer, 0, 0), f"prctl {option}")
 
 
 def need_linux() -> None:
+    """Raise OSError where the numbers in this module mean nothing."""
     if not sys.platform.startswith("linux") or COLUMN < 0:
         raise OSError(errno.ENOSYS, f"needs Linux on x86-64 or arm64, this is {sys.platform} on {_machine}")
 
@@ -160,6 +163,7 @@ class Filter:
 
 
 def install_worker_filter() -> str:
+    """Confine this process, and all that it forks, to what a worker may call; returns the machine's name."""
     need_linux()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     Filter(_worker_filter()).install()

@@ -14,6 +14,7 @@ from json.encoder import encode_basestring_ascii
 
 TYPE_CHECKING = False  # by hand, because the worker should not import `typing`
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 MAX_FRAME = 4 << 20  # bytes of one encoded value
@@ -36,6 +37,9 @@ class NotPlain(ValueError):
 def encode(value: Any) -> bytes:
     """The bytes of a value made of int, float, bool, str, None, list, tuple, dict, set, defaultdict, Counter, OrderedDict,
     deque and numpy scalars, each by its exact type. Raises NotPlain for any other type and for too large a value.
+
+    A numpy scalar travels as the Python number or text that it holds: left to compare itself, numpy casts what it is compared
+    with, and a float16 that is infinite equals 123456789.
 
     The text is JSON; what JSON lacks is an object with one key, its kind. Written by hand because the json module's encoder
     accepts subclasses, and touches more memory than a run of a few milliseconds should copy."""
@@ -63,7 +67,7 @@ def encode(value: Any) -> bytes:
         if kind in _MAPPINGS:
             return f'{{"{_MAPPINGS[kind]}":[{",".join([f"[{walk(k)},{walk(v)}]" for k, v in item.items()])}]}}'
         if kind.__name__ in NUMPY and kind is getattr(sys.modules.get("numpy"), kind.__name__, None):
-            return f'{{"numpy":["{kind.__name__}",{walk(item.item())}]}}'
+            return walk(str.__str__(item) if kind.__name__ == "str_" else item.item())  # str_.item() drops NULs at the end
         raise NotPlain(f"a value of type {kind.__name__}")
 
     data = walk(value).encode()
@@ -100,21 +104,21 @@ ON_ITS_OWN, CPU_TIME, WALL_TIME = 0, 1, 2
 # ---- plain data, read back ------------------------------------------------------------------------------------------
 
 
-def decode(data: bytes, hashed_limit: int = 1000) -> Any:
-    """The value that `encode` wrote. Raises NotPlain for anything else, whatever the bytes.
+def decode(data: bytes) -> Any:
+    """The value that `encode` wrote, plain Python. Raises NotPlain for anything else, whatever the bytes.
 
-    hashed_limit: the most entries that all sets and mappings in it may have together. Keys with colliding hashes cost
-    quadratic time, here in the trainer; a caller who knows how many a right answer has says so."""
-    try:
-        return _build(json.loads(data.decode("ascii")), [hashed_limit])
+    Its cost is linear in the length of the bytes, which is the caller's to bound (`longest`)."""
+    try:  # each NaN is an object of its own: containers take two references to one object for equal without comparing
+        return _build(json.loads(data.decode("ascii"), parse_constant=float))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError, AttributeError) as error:
+        if isinstance(error, NotPlain):
+            raise
         raise NotPlain(f"malformed value: {type(error).__name__}") from None
 
 
-def _build(node: Any, left: list[int]) -> Any:
-    """left: [entries that sets and mappings may still have]."""
+def _build(node: Any) -> Any:
     if type(node) is list:
-        return [_build(item, left) for item in node]
+        return [_build(item) for item in node]
     if type(node) is not dict:
         return node
     ((tag, body),) = node.items()
@@ -122,23 +126,46 @@ def _build(node: Any, left: list[int]) -> Any:
         return int(body, 16)
     if tag == "str":
         return "".join(map(chr, body))
-    if tag == "numpy":
-        return _numpy_scalar(*(_build(part, left) for part in body))
-    if tag in _UNHASHED:
-        return _UNHASHED[tag](_build(item, left) for item in body)
-    left[0] -= len(body)
-    if left[0] < 0:
-        raise NotPlain("more entries than any right answer has")
-    return _HASHED[tag](_build(item, left) for item in body)
+    items = [_build(item) for item in body]
+    if tag in _MAKE_MAPPING:
+        spread(key for key, _ in items)
+        return _MAKE_MAPPING[tag](items)
+    return _MAKE_SEQUENCE[tag](spread(items) if tag == "set" else items)
 
 
-_UNHASHED: dict[str, Any] = {"tuple": tuple, "deque": deque}
-_HASHED: dict[str, Any] = {"set": set, "dict": dict, "Counter": lambda pairs: Counter(dict(pairs)), "OrderedDict": OrderedDict}
+_MAKE_SEQUENCE: dict[str, Any] = {"tuple": tuple, "deque": deque, "set": set}
+_MAKE_MAPPING: dict[str, Any] = {"dict": dict, "Counter": lambda pairs: Counter(dict(pairs)), "OrderedDict": OrderedDict}
+SAME_HASH = 32  # different keys with one hash, at most; tuples of -1 and -2, whose hashes are equal, are honest ones
 
 
-def _numpy_scalar(name: str, value: Any) -> Any:
-    import numpy  # here, because few answers need it and the worker should stay small
+def spread(keys: Iterable[Any]) -> list[Any]:
+    """The keys as a list, sure to be hashed into a set or mapping in linear time: NotPlain is raised where more than SAME_HASH
+    different ones share a hash, each of which is compared with all before it. Integers with one hash are easily made."""
+    keys = list(keys)
+    seen: dict[int, list[Any]] = {}
+    for key in keys:
+        same = seen.setdefault(hash(key), [])
+        if key not in same:
+            same.append(key)
+            if len(same) > SAME_HASH:
+                raise NotPlain("too many keys with one hash")
+    return keys
 
-    if name not in NUMPY or type(value) not in (int, float, bool, str):
-        raise NotPlain("no numpy scalar")
-    return getattr(numpy, name)(value)
+
+def longest(value: Any) -> int:
+    """The most bytes that a plain value takes which equals this one, and a comma: 5 may come as 5.0, 1 as true. Raises NotPlain
+    where no plain value can be equal, or its keys collide as those of no right answer do."""
+    kind = type(value)
+    if kind in (int, bool, type(None)):
+        return 8 + (value or 0).bit_length() // 3
+    if kind is float:
+        return 360 if _SMALL <= abs(value) < float("inf") else 26  # an integer of 1024 bits, or 24 characters
+    if kind is str:
+        return len(_quoted(value)) + 1
+    if kind is list:
+        return 3 + sum(map(longest, value))
+    if kind in _SEQUENCES:
+        return 20 + sum(map(longest, spread(value) if kind is set else value))
+    if kind in _MAPPINGS:
+        return 20 + sum(3 + longest(key) + longest(value[key]) for key in spread(value))
+    raise NotPlain(f"a value of type {kind.__name__}")

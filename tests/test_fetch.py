@@ -242,3 +242,60 @@ def test_a_damaged_file_gets_no_manifest(server, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(fetch_data, "FILES", {NAME: git_blob_id(b"{}\n")})
     assert leetcode_env.main(["fetch", "--data-dir", str(tmp_path), "--base-url", server.url]) == 2
     assert "error: " in capsys.readouterr().err and not (tmp_path / f"{NAME}.manifest").exists()
+
+
+# ---- mistakes -----------------------------------------------------------------------------------------------------
+
+MISTAKES = ["foo", "", "/", "foo/bar", "ftp://example.org", "http://", "https:///x", "http://[bad", "http://host:port/x",
+            "http://a b/c", "http://é\ud800/x", "http://host/\n", "http://host:99999", "data:text/plain,x", "-1",
+            "http://user:pass@/x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", MISTAKES)
+def test_a_base_url_that_is_none_is_one_line(tmp_path, capsys, url):
+    assert leetcode_env.main(["fetch", "--data-dir", str(tmp_path / "data"), f"--base-url={url}"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["d", f"d/{NAME}", f"d/{NAME}.part"])
+def test_something_else_where_a_file_should_go_is_one_line(server, tmp_path, capsys, monkeypatch, place):
+    monkeypatch.setattr(fetch_data, "FILES", {NAME: git_blob_id(BODY)})
+    server.files = {f"/{NAME}": BODY}
+    if place == "d":
+        (tmp_path / "d").write_text("")
+    else:
+        (tmp_path / place / "inside").mkdir(parents=True)
+    assert leetcode_env.main(["fetch", "--data-dir", str(tmp_path / "d"), "--base-url", server.url]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and str(tmp_path / "d") in text
+
+
+def test_a_conversion_that_can_not_be_written_is_one_line(server, tmp_path):
+    server.files = {"/source/LeetCodeDataset-test.jsonl": lines(source_row())}
+    (tmp_path / f".{NAME}.tmp").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path / NAME}: can't be read or written: Is a directory$"):
+        run(server, tmp_path, source_url=f"{server.url}/source")
+
+
+def test_a_source_that_is_no_text_is_one_line(server, tmp_path):
+    server.files = {"/source/LeetCodeDataset-test.jsonl": lines(source_row()) + b"\xff\xfe"}
+    with pytest.raises(UserError, match="line 2: no problem of LeetCodeDataset"):
+        run(server, tmp_path, source_url=f"{server.url}/source")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "none"], ["check", ""], ["check", "."], ["check", "/dev/null"], ["check", "x" * 5000]]
+)
+def test_a_file_to_check_that_is_none_is_one_line(arguments, capsys):
+    assert leetcode_env.main(arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["fetch", "x"], ["check"], ["fetch", "--x"], ["check", "a", "b"]])
+def test_arguments_that_do_not_parse_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        leetcode_env.main(arguments)
+    assert end.value.code == 2 and "Traceback" not in capsys.readouterr().err

@@ -11,7 +11,8 @@ from harness.config import ROOT
 # From the ground up: a room imports from lower floors and from itself.
 FLOORS = [
     {"faults"},
-    {"problems", "sandbox", "projection"},
+    {"sandbox", "projection"},
+    {"problems"},
     {"engine", "leetcode_env"},
     {"arms", "harness"},
     {"eval", "vhack"},

@@ -1,9 +1,14 @@
 """Data files and their assertions: what loads, what each complaint names, and what a manifest sees."""
 
+import math
 import os
 import random
+import tracemalloc
+from collections import OrderedDict, defaultdict
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.problems import INPUTS, row, write
 
 from faults import files
@@ -11,6 +16,7 @@ from faults.errors import UserError
 from problems import data
 from problems.asserts import Unsupported, parse_assertion
 from problems.data import load_problems, write_manifest
+from sandbox.wire import NotPlain, decode, encode, longest
 
 # ---- assertions ---------------------------------------------------------------------------------------------------
 
@@ -60,13 +66,189 @@ def test_an_assertion_that_raises_does_not_hold():
     ["x = 1", "assert 1 == 1", "assert Solution().f(1) == g(2)", "assert Solution().f(1) == unknown", "assert (", "",
      "assert Solution().f(1) == [x for x in [1]]", "assert (lambda: Solution().f(1))()", "assert Solution().f(1) == 1; x = 2",
      "assert Solution().f(1)[0] == 1", "assert Solution().f(1) == 10**10**10", "assert is_same_tree(Solution().f(1), 3)",
-     "assert Solution().f(1) == " + "-" * 5000 + "1", "assert Solution().f(1) == 'a' * 10**9"],
+     "assert Solution().f(1) == " + "-" * 5000 + "1", "assert Solution().f(1) == 'a' * 10**9",
+     "assert Solution().f(1) == 1 / 0", "assert Solution().f(1) == abs('a')", "assert Solution().f(1) == '%99999999d' % 7",
+     "assert Solution().f(1) == sum([[1], [2]], [])", "assert Solution().f(1) == b'x'", "assert Solution().f(1) == 1j",
+     "assert Solution().f(1) == (-8) ** 0.5", "assert Solution().f(1) == ...", "assert Solution().f(1) == [{(1, b'')}]",
+     "assert abs(Solution().f(1) - unknown) < 1", "assert Solution().f(1) | 1 == 3", "assert Solution().f(1) @ 1 == 3",
+     "assert ~Solution().f(1) == 3", "assert sorted(Solution().f(1), **{'reverse': True}) == [1]",
+     "assert max(*Solution().f(1)) == 1", "assert [*Solution().f(1)] == [1]", "assert {**Solution().f(1)} == {}",
+     "assert Solution().f(1).x == 1",
+     "assert Solution().f(1).sum() == 1", "assert sorted(Solution().f(1), key=len) == ['a']", "assert Solution().f(1) == 1 << 3",
+     "assert Solution().f(1) < 1 / 0", "assert Solution().f(1) < b'x'", "assert Solution().f(1) == round(5, 10**9)",
+     "assert is_same_list(Solution().f(1), list_node(5))", "assert is_same_tree(Solution().f(1), tree_node(5))",
+     f"assert Solution().f(1) == { {k * (2**61 - 1) for k in range(1, 99)} }", "assert [Solution().f(1) for x in [1]] == [1]",
+     f"assert set(Solution().f(1)) == set({[k * (2**61 - 1) for k in range(1, 99)]})"],
 )  # fmt: skip
 def test_unsupported_forms_are_reported(source, tmp_path):
     with pytest.raises(Unsupported):
         parse_assertion(source)
     with pytest.raises(UserError, match="line 1: problem 7, assertion 2 of 'gt_answer'"):
         load_problems(write(tmp_path / "f", row(gt_answer=["assert Solution().total([]) == 0", source])))
+
+
+# ---- what a claim costs -------------------------------------------------------------------------------------------
+
+
+class Counted(int):
+    """An integer that counts what is done with it, all of one hash. A gauge: true answers are plain."""
+
+    work = 0
+
+    def __hash__(self):
+        return 7
+
+    def _counted(name):
+        def method(self, *others):
+            Counted.work += 1
+            return getattr(int, name)(self, *others)
+
+        return method
+
+    for _name in ("eq", "lt", "gt", "floordiv", "mod", "rfloordiv", "rmod", "mul", "pow", "rpow", "round", "add", "radd", "str"):
+        locals()[f"__{_name}__"] = _counted(f"__{_name}__")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["set({}) == {{1}}", "Counter({}) == Counter([1])", "dict({}) == {{1: 2}}", "set({}) <= {{1}}", "len(set({})) == 2",
+     "sorted(set({})) == [1]", "Counter({}) == Counter(Solution().g())", "set({}) - {{1}} == set()", "Counter(Counter({})) == 1"],
+)  # fmt: skip
+def test_answers_are_hashed_in_linear_time(claim):
+    """The keys of an answer may all have one hash: each would be compared with all before it."""
+    test = parse_assertion("assert " + claim.format("Solution().f()"))
+    keys = [Counted(n) for n in range(2000)]
+    Counted.work = 0
+    assert not test.holds([[(key, 1) for key in keys] if "dict" in claim else keys, [1]][: len(test.calls)])
+    assert Counted.work < 50 * len(keys)
+
+
+def test_repeated_answers_are_no_collision():
+    assert parse_assertion("assert Counter(Solution().f()) == Counter({1: 1000, -1: 500, -2: 500})").holds(
+        [[1] * 1000 + [-1, -2] * 500]
+    )
+    assert parse_assertion("assert set(Solution().f()) == {(-1, -1), (-1, -2), (-2, -1), (-2, -2)}").holds(
+        [[(a, b) for a in (-1, -2) for b in (-1, -2)] * 100]
+    )
+
+
+@pytest.mark.parametrize(
+    "claim, answers",
+    [
+        ("{0} // 7 == 1", [1 << 20_000]),
+        ("7 % {0} == 1", [1 << 20_000]),
+        ("{0} % {1} == 1", [1 << 20_000, 3]),
+        ("{0} * 3 == 1", [1 << 20_000]),
+        ("{0} ** 3 == 1", [1 << 4000]),
+        ("2 ** {0} == 1", [10**9]),
+        ("round(5, {0}) == 1", [-(10**9)]),
+        ("round({0}, -5) == 1", [1 << 20_000]),
+        ("sum([{0}, 1, 1]) == 1", [1 << 20_000]),
+        ("sum([1, 1], {0}) == 1", [1 << 20_000]),
+    ],
+)
+def test_no_arithmetic_with_huge_numbers(claim, answers):
+    calls = [f"Solution().f({i})" for i in range(len(answers))]
+    test = parse_assertion("assert " + claim.format(*calls))
+    Counted.work = 0
+    assert not test.holds([Counted(answer) for answer in answers])
+    assert Counted.work == 0
+
+
+@pytest.mark.parametrize(
+    "claim, answer",
+    [
+        ("{} % 7 == 1", "%9999999d"),
+        ("{} % 7 == 1", "%.9999999f"),
+        ("{} % (7, 7) == 1", "%*d"),
+        ("{} + {} == 1", [0] * 1000),
+        ("sum({}, []) == 1", [[0] * 100] * 1000),
+        ("sum({}, ()) == 1", [(0,) * 100] * 1000),
+    ],
+)
+def test_no_claim_takes_memory_beyond_its_answers(claim, answer):
+    test = parse_assertion("assert " + claim.replace("{}", "Solution().f()"))
+    tracemalloc.start()
+    assert not test.holds([answer] * len(test.calls))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_arithmetic_that_stays():
+    for claim, answer in (("{} + [3] == [1, 2, 3]", [1, 2]), ("set({}) - {{1}} == {{2}}", [1, 2]), ("{} % 7 == 1", 8),
+                          ("{} + 'b' == 'ab'", "a"), ("round({}, 2) == .33", 1 / 3), ("round({}, ndigits=2) == .33", 1 / 3),
+                          ("sum({}) == 3.5", [1, 2.5]), ("{} ** 2 == 49", 7), ("-{} // 2 == -4", 7)):  # fmt: skip
+        test = parse_assertion("assert " + claim.replace("{}", "Solution().f()").replace("{{", "{").replace("}}", "}"))
+        assert test.holds([answer] * len(test.calls)), claim
+
+
+def test_a_shared_nan_is_not_equal_to_itself():
+    """Containers take two references to one object for equal without comparing; every answer's NaN is an object of its own."""
+    one, two = decode(encode([math.nan, math.nan, {1: math.nan}, (math.nan,)])), decode(encode([math.nan, math.nan]))
+    assert one[0] is not one[1] and one[0] is not two[0]
+    for claim in ("[{}] == [{}]", "({},) == ({},)", "{} in [{}]", "{{1: {}}} == {{1: {}}}", "{} == {}", "sorted([{}]) == [{}]"):
+        test = parse_assertion("assert " + claim.replace("{}", "Solution().f()").replace("{{", "{").replace("}}", "}"))
+        assert len(test.calls) == 2 and not test.holds([one[0], two[0]])
+    assert not parse_assertion("assert Solution().f() == [math.nan]").holds([one[:1]])
+
+
+def test_depth_is_an_answer_that_does_not_hold():
+    deep = [], []
+    for _ in range(100_000):
+        deep = [deep[0]], [deep[1]]
+    assert not parse_assertion("assert Solution().f(1) == Solution().f(2)").holds(deep)
+    assert not parse_assertion("assert Solution().f(1) == [[[]]]").holds(deep[:1])
+    for depth in (600, 60_000):
+        with pytest.raises(NotPlain):
+            decode(b"[" * depth + b"]" * depth)
+
+
+def alike(value):
+    """Values that equal a value in which they are spelled differently."""
+    number = st.just(value)
+    if isinstance(value, int):
+        number |= st.sampled_from([x for x in (value, bool(value), float(min(value, 2**1000))) if x == value])
+    elif isinstance(value, float) and math.isfinite(value):
+        number |= st.sampled_from([x for x in (int(value), value) if x == value])
+    elif isinstance(value, (list, tuple)):
+        number = st.tuples(*map(alike, value)).map(type(value))
+    elif isinstance(value, dict):
+        pairs = st.tuples(*(st.tuples(alike(k), alike(v)) for k, v in value.items()))
+        number = pairs.flatmap(lambda items: st.sampled_from([dict(items), OrderedDict(items), defaultdict(int, items)]))
+    elif isinstance(value, set):
+        number = st.tuples(*map(alike, value)).map(set)
+    return number
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
+LEAVES |= st.integers(0, 2**1010) | st.sampled_from([2.0**63, -(2.0**63), 1e16, 1e300, -0.0, -(2**63), 2**63, 10**16, "\ud800"])
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(LEAVES, inner, max_size=3)
+        | st.sets(LEAVES, max_size=3)
+    ),
+)
+
+
+@settings(max_examples=300)
+@given(VALUES.flatmap(lambda value: st.tuples(st.just(value), alike(value))))
+def test_every_right_answer_is_within_its_limit(pair):
+    expected, answer = pair
+    assert expected == answer and len(encode(answer)) <= longest(expected)
+    assert longest(expected) <= 13 * len(encode(expected)) + 360  # and not far beyond
+
+
+def test_the_limit_of_an_answer_is_that_of_its_assertion():
+    assert parse_assertion("assert Solution().f(1) == 5").limit < 5000
+    assert parse_assertion("assert 5 == Solution().f(1)").limit < 200_000
+    assert parse_assertion(f"assert Solution().f(1) == {list(range(10_000))}").limit < 200_000
+    assert parse_assertion(f"assert sorted(Solution().f(1)) == {list(range(100_000))}").limit > len(str(list(range(100_000))))
+    (call,) = parse_assertion("assert is_same_list(Solution().f(1), list_node([1, 2]))").calls
+    assert call == "Solution().f(1)"
 
 
 # ---- data files ---------------------------------------------------------------------------------------------------

@@ -9,20 +9,32 @@ import subprocess
 import sys
 import textwrap
 
+# What the benchmark puts after the program, in the same namespace: its names hide the program's own.
+_TESTS = """
+import json
+import sys
+tests_evaluated = 0
+tests_passed = 0
+test_errors = []
+failures_count = 0
+test_cases = {tests!r}
+for test_case in test_cases:
+    try:
+        tests_evaluated += 1
+        exec(test_case)
+        tests_passed += 1
+        __verdicts__.append(True)
+    except BaseException as error:
+        test_errors.append(type(error).__name__)
+        failures_count += 1
+        __verdicts__.append(False)
+"""
 _RUNNER = """
 import contextlib, io, json, sys
-program, tests = json.load(sys.stdin)
-verdict = {"compiled": True, "passed": False}
+verdict = {"compiled": True, "passed": []}
 try:
     with contextlib.redirect_stdout(io.StringIO()):
-        namespace = {}
-        exec(program + "\\n\\nimport json\\n", namespace)
-        try:
-            for test in tests:
-                exec(test, namespace)
-            verdict["passed"] = bool(tests)
-        except BaseException:
-            pass
+        exec(json.load(sys.stdin), {"__verdicts__": verdict["passed"]})
 except SyntaxError:
     verdict["compiled"] = False
 except Exception:
@@ -31,14 +43,25 @@ print(json.dumps(verdict))
 """
 
 
-def _ask(setup, program, tests):
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", _RUNNER], input=json.dumps([f"{setup}\n\n{program}", tests]), capture_output=True, text=True
-    )
+def _run(setup, program, tests):
+    """{"compiled": ..., "passed": [whether each test passed]}; the list is short where the program did not get so far."""
+    text = f"{setup}\n\n{program}\n\n{_TESTS.format(tests=tests)}"
+    done = subprocess.run([sys.executable, "-I", "-c", _RUNNER], input=json.dumps(text), capture_output=True, text=True)
     try:
         return json.loads(done.stdout)
     except ValueError:  # the program ended the interpreter
-        return {"compiled": False, "passed": False}
+        return {"compiled": False, "passed": []}
+
+
+def which_pass(setup, program, tests):
+    """Whether each of the assertions passes; they are asked in one process."""
+    passed = _run(setup, program, tests)["passed"]
+    return passed + [False] * (len(tests) - len(passed))
+
+
+def _ask(setup, program, tests):
+    verdict = _run(setup, program, tests)
+    return {"compiled": verdict["compiled"], "passed": len(verdict["passed"]) == len(tests) > 0 and all(verdict["passed"])}
 
 
 def _blocks(text):
