@@ -12,18 +12,29 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves it out
+
 from faults.errors import UserError, command
-from harness.config import Config, parsed
+from harness.config import Config, flag, parsed
+
+FIELDS = (
+    "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "rollout", "temperature",
+    "pairs", "pairs_heldout", "layer", "steer_prompts", "require_steering", "threads",
+)  # fmt: skip
 
 if __name__ == "__main__":
     CONFIG = parsed(
-        "Extract the hack direction, print the table of layers, steer along it, and save it."
+        "Extract the hack direction, print the table of layers, steer along it, and save it. The options that it reads, and no "
+        f"others: {', '.join(map(flag, FIELDS))}",
+        FIELDS,
     )  # before torch is loaded
 
 import torch
@@ -379,10 +390,12 @@ def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
 
 @command
 def main() -> None:
-    """python vhack.py [the fields of grpo.py]: extract, print the table of layers, steer, print samples, save."""
+    """python vhack.py [the fields FIELDS of grpo.py]: extract, print the table of layers, steer, print samples, save."""
     path = Path(CONFIG.out or "v_hack.safetensors")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} already exists: name another with --out")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {path.parent} is no folder that can be written to")
     cfg = replace(resolve(CONFIG), out=None)
     run = set_up(cfg)
     with contextlib.closing(run.sampler):
@@ -390,7 +403,10 @@ def main() -> None:
         print(hack.format())
         for sample in check_steering(run.model, run.tokenizer, hack, run.problems, cfg)["samples"]:
             print(f"--- strength {sample['strength']}\n{sample['response']}")
-    save(hack, path, cfg.model)
+    try:
+        save(hack, path, cfg.model)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
     print(f"saved {path}")
 
 

@@ -10,6 +10,7 @@ the meta device. docs/performance.md says which of these numbers were ever measu
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 
 from engine.logprob import BLOCK_ELEMENTS
 from engine.lora import TARGETS
-from faults.errors import UserError
+from faults.errors import UserError, one_line
 from harness.config import Config
 
 GIB = 2**30
@@ -82,7 +83,9 @@ def model_config(model: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
-    except (OSError, ValueError):
+    except Exception as e:  # a damaged file is any of a dozen exceptions
+        if os.path.isdir(model):
+            raise UserError(f"cannot read the config of the model {model} ({one_line(e)})") from None
         if model not in SHAPES:
             raise UserError(f"no config of {model} on disk; without one the plan knows {' and '.join(SHAPES)}") from None
     kind, shapes = SHAPES[model]

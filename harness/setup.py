@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,9 +52,19 @@ def set_up(cfg: Config) -> Run:
         raise UserError(f"--m must lie between 1 and the model's width {width}, not {cfg.m}")
     if cfg.layer and cfg.layer > depth:
         raise UserError(f"--layer must lie between 1 and the model's depth {depth}, not {cfg.layer}")
-    sampler = make_sampler(model, tokenizer, cfg)
-    inject(model, cfg.lora_r, cfg.lora_alpha, cfg.seed)
-    return Run(cfg, model, tokenizer, sampler, train, heldout, vocabulary(model, tokenizer))
+    with _closed_on_failure(make_sampler(model, tokenizer, cfg)) as sampler:
+        inject(model, cfg.lora_r, cfg.lora_alpha, cfg.seed)
+        return Run(cfg, model, tokenizer, sampler, train, heldout, vocabulary(model, tokenizer))
+
+
+@contextlib.contextmanager
+def _closed_on_failure(sampler: Sampler) -> Iterator[Sampler]:
+    """An engine holds processes and GPU memory: it ends where nobody comes to use it."""
+    try:
+        yield sampler
+    except BaseException:
+        sampler.close()
+        raise
 
 
 def open_run(folder: str | Path, base: bool = False) -> Run:
@@ -61,8 +73,9 @@ def open_run(folder: str | Path, base: bool = False) -> Run:
     Raises UserError."""
     run = set_up(read_config(folder))
     if not base:  # a fresh adapter is zero, and the sampler holds the base weights
-        load_adapter(run.model, Path(folder) / "adapter")
-        run.sampler.load_weights(partial(merged_weights, run.model))
+        with _closed_on_failure(run.sampler):
+            load_adapter(run.model, Path(folder) / "adapter")
+            run.sampler.load_weights(partial(merged_weights, run.model), version=run.cfg.steps)
     return run
 
 
