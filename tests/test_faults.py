@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from support.processes import descendants_named, wait_for
-from support.runs import UNDISTURBED, ends, grpo, launch, start
+from support.runs import UNDISTURBED, ends, ends_with_one_line, grpo, launch, start
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
 
@@ -21,14 +21,6 @@ def workers(pid):
 
 def steps_done(folder):
     return (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
-
-
-def ends_with_one_line(process, code, *words):
-    out = ends(process, code)
-    assert "Traceback" not in out, out
-    (line,) = [x for x in out.splitlines() if x.startswith(("stopped: ", "error: "))]
-    assert all(word in line for word in words), line
-    return out
 
 
 @pytest.mark.slow
