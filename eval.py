@@ -62,18 +62,9 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> Result:
 
 
 def evaluate(
-    sampler: Sampler,
-    tokenizer: PreTrainedTokenizerBase,
-    env: LeetCodeEnv,
-    problems: Sequence[Problem],
-    *,
-    samples: int = 10,
-    temperature: float = 0.7,
-    max_new_tokens: int,
-    seed: int,
-    batch: int = EVAL_BATCH,
-    conditions: Iterable[str] = CONDITIONS,
-) -> tuple[Result, list[Row]]:
+    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, env: LeetCodeEnv, problems: Sequence[Problem], *, samples: int = 10,
+    temperature: float = 0.7, max_new_tokens: int, seed: int, batch: int = EVAL_BATCH, conditions: Iterable[str] = CONDITIONS,
+) -> tuple[Result, list[Row]]:  # fmt: skip
     """Sample, grade and count; returns (result, rows).
 
     Args:

@@ -26,9 +26,11 @@ class Ranks:
 
     def __init__(self) -> None:
         """Raises UserError for an environment that is not torchrun's, and when the ranks do not find each other."""
-        self.size, self.rank, local = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
-        if not self.rank < self.size:
-            raise UserError(f"RANK={self.rank} with WORLD_SIZE={self.size}: start several ranks with torchrun, or unset both")
+        env = {name: os.environ.get(name) or usual for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+        if not all(text.isdecimal() for text in env.values()) or not int(env["RANK"]) < int(env["WORLD_SIZE"]):
+            said = " ".join(f"{name}={text}" for name, text in env.items())
+            raise UserError(f"{said} in the environment: start several ranks with torchrun, or unset them")
+        self.rank, self.size, local = map(int, env.values())
         if self.size > 1:
             cuda = torch.cuda.is_available()
             try:
@@ -114,11 +116,3 @@ class Ranks:
         """Leaves the group."""
         if self.size > 1:
             dist.destroy_process_group()
-
-
-def _number(name: str, usual: int) -> int:
-    """A whole number from the environment. Raises UserError for anything else."""
-    text = os.environ.get(name) or str(usual)
-    if not text.isdecimal():
-        raise UserError(f"{name}={text} in the environment is no whole number: unset it, or start the run with torchrun")
-    return int(text)

@@ -87,15 +87,10 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
 
     share = memory.vllm_share(memory.memory_plan(model.config.get_text_config(), cfg), memory.card_memory_gib())
     return VLLMSampler(
-        cfg.model,
-        eos=eos_ids(model, tokenizer),
-        vocab=vocabulary(model, tokenizer),
-        max_model_len=cfg.max_prompt + cfg.max_new_tokens,
-        dtype=str(model.dtype).removeprefix("torch."),
-        max_seqs=cfg.batch,
-        gpu_memory=share,
+        cfg.model, eos=eos_ids(model, tokenizer), vocab=vocabulary(model, tokenizer), gpu_memory=share, max_seqs=cfg.batch,
+        max_model_len=cfg.max_prompt + cfg.max_new_tokens, dtype=str(model.dtype).removeprefix("torch."),
         log=Path(f"{cfg.out or 'runs/engine'}.vllm.log"),  # beside the run folder: nothing is in that before the run begins
-    )
+    )  # fmt: skip
 
 
 def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, names: tuple[str, ...]) -> list[Problem]:
