@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 from faults.errors import UserError, command
 from faults.files import to_json, write_atomic, write_json
+from harness.config import require
 from leetcode_env import EVAL_NAMES, LABELS, PASS_LABELS, RATES, LeetCodeEnv, Problem, load_problems, render_messages
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished runs without it
@@ -38,7 +39,6 @@ if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished r
 CONDITIONS = ("loophole", "no_loophole")
 HEADLINES = {"loophole": "hack", "no_loophole": "pass"}  # the rate that each is for
 EXAMPLES_PER_LABEL = 3
-MOST_SAMPLES = 4096
 EVAL_BATCH = 256  # sequences a call of the sampler; part of what decides the random numbers, so the same everywhere
 FACTS = ("label", "reward", "arbitrary", "rejects_truth", "note")  # of a grade, kept in eval_samples.jsonl
 
@@ -215,8 +215,8 @@ def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None
     """
     from harness.setup import open_run  # here: it loads torch
 
-    if samples is not None and not 1 <= samples <= MOST_SAMPLES:
-        raise UserError(f"--samples must be at least 1 and at most {MOST_SAMPLES}, not {samples}")
+    if samples is not None:
+        require("eval_samples", samples, "--samples")
     other = load_problems(data) if data else None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} is no folder that can be written to")

@@ -212,8 +212,7 @@ def parsed(description: str = "", only: Collection[str] = ()) -> Config:
 def check(cfg: Config) -> Config:
     """The same config. Raises UserError for a value of another type or range, and for values that cannot work together."""
     for name, value in vars(cfg).items():
-        if wrong := _wrong(value, HINTS[name]):
-            raise UserError(f"{flag(name)} must be {wrong}, not {value!r}")
+        require(name, value, flag(name))
     if cfg.batch and cfg.generations and cfg.batch % cfg.generations:
         raise UserError(f"--batch {cfg.batch} must be a multiple of --generations {cfg.generations}")
     if cfg.pairs_heldout >= cfg.pairs - 1:
@@ -225,6 +224,12 @@ def check(cfg: Config) -> Config:
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
     return cfg
+
+
+def require(name: str, value: Any, option: str) -> None:
+    """Raises UserError unless the option that sets the field may have the value."""
+    if wrong := _wrong(value, HINTS[name]):
+        raise UserError(f"{option} must be {wrong}, not {value!r}")
 
 
 def flag(name: str) -> str:

@@ -93,7 +93,8 @@ class Training:
     def _require_the_same(self, pairs: str) -> None:
         """Raises UserError when the run that goes on had another model, other data, other pairs or another number of ranks."""
         saved = json.loads((self.folder / "config.json").read_text())
-        now, before = hashes(self.cfg) | {"pairs": pairs, "ranks": self.ranks.size}, saved["hashes"] | {"ranks": saved["ranks"]}
+        before = dict(saved.get("hashes") or {}, ranks=saved.get("ranks"))
+        now = hashes(self.cfg) | {"pairs": pairs, "ranks": self.ranks.size}
         differ = [k for k, v in now.items() if v != before.get(k)]
         if differ:
             raise UserError(f"{self.folder} was begun with another {' and another '.join(differ)}: it would not be the same run")

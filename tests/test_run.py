@@ -130,9 +130,10 @@ def test_a_run_without_standard_streams(heldout, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the process through /proc")
-@pytest.mark.parametrize("program", ["grpo.py", "vhack.py"])
+@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py"])
 def test_ctrl_c_among_the_imports_is_one_line(program, tmp_path):
-    command = [sys.executable, program, "--scale", "pocket", "--out", str(tmp_path / "out")]
+    args = [str(tmp_path)] if program == "eval.py" else ["--scale", "pocket", "--out", str(tmp_path / "out")]
+    command = [sys.executable, program, *args]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text(), process)
     process.send_signal(signal.SIGINT)
@@ -247,3 +248,6 @@ def test_a_run_begun_with_other_data_or_pairs_is_not_gone_on_with(undisturbed, h
     config["hashes"] |= {"heldout": "0" * 16, "pairs": "0" * 16}
     (folder / "config.json").write_text(json.dumps(config))
     assert "another heldout and another pairs" in refused("--resume", folder)
+    del config["hashes"], config["ranks"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "another model and another data" in refused("--resume", folder)
