@@ -14,7 +14,7 @@ from support.models import tiny_qwen3
 
 from engine.lora import flatten_params, inject, lora_parameters
 from faults import files
-from faults.errors import Stopped, UserError
+from faults.errors import Signalled, Stopped, UserError
 from faults.files import LOCK, locked
 from harness import checkpoint
 from harness.checkpoint import RunState
@@ -219,6 +219,31 @@ def test_settings_that_change_no_result_leave_checkpoints_valid(tmp_path):
     assert "torn" not in str(resumed(tmp_path / "run"))
     (tmp_path / "run" / "config.json").write_text('{"config": {"lr": 2.0, "save_every": 7}}')
     assert resumed(tmp_path / "run")[2] == {}
+
+
+def test_signals_wait_for_the_step_and_for_nothing_else():
+    """As under nohup, a SIGHUP that is ignored stays so."""
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    with checkpoint.Signals(lambda: "go on like this") as signals:
+        signals.patient = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.seen == signal.SIGHUP
+        with pytest.raises(Signalled, match="like this") as again:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert again.value.code == 130
+        signals.patient = False
+        with pytest.raises(Signalled) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 143
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with checkpoint.Signals(str) as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.seen
+    finally:
+        signal.signal(signal.SIGHUP, before[2])
 
 
 # --- one process a folder ----------------------------------------------------------------------------------------------------
