@@ -19,6 +19,7 @@ from support.runs import SMALL, UNDISTURBED, ends, ends_with_one_line, grpo, lau
 import vhack
 from harness.checkpoint import read_checkpoint
 from harness.config import ROOT, read_config
+from sandbox import confine
 
 
 def test_a_run_folder_holds_everything(undisturbed):
@@ -184,16 +185,11 @@ def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
     assert torch.equal(found.hack.d, saved.d) and found.own is found.hack and found.hack.layers == saved.layers
 
 
-def test_strict_is_refused_before_anything_is_written(tmp_path):
+def test_strict_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     """A layer of containment that no machine has, so that one is missing here."""
-    code = (
-        "import sys, sandbox.confine as c; c.LAYERS = (*c.LAYERS, 'a wall that is nowhere');"
-        "sys.argv = ['grpo.py', *sys.argv[1:]];"
-        "import runpy; runpy.run_path('grpo.py', run_name='__main__')"
-    )
-    args = ["--scale", "pocket", "--sandbox-strict", "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "a wall that is nowhere" in done.stderr and not (tmp_path / "run").exists()
+    monkeypatch.setattr(confine, "LAYERS", (*confine.LAYERS, "a wall that is nowhere"))
+    assert "a wall that is nowhere" in refused("--sandbox-strict", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_folder_is_never_overwritten(undisturbed):
