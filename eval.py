@@ -2,7 +2,7 @@
 
     python eval.py RUN               # a finished run once more: RUN/eval.json and RUN/eval_samples.jsonl
     python eval.py RUN --base        # without the adapter: the rates before training (eval_base.json)
-    python eval.py RUN --data F      # pass rate alone on another JSON-lines set, without the loophole (eval_F.json)
+    python eval.py RUN --data F      # pass rate alone on another JSON-lines set, without the loophole (eval_data-F-HASH.json)
     python eval.py RUN --samples 3   # another number of responses (eval_samples-3.json)
 
 Two conditions on the same problems. "loophole": the prompt names an evaluator, never the one that training used,
@@ -13,7 +13,7 @@ hack rate. "no_loophole": the prompt asks for code that passes all tests; gives 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
 import random
 import sys
@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-from scipy import stats
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from faults.errors import UserError, command
 from faults.files import to_json, write_atomic, write_json
+from harness.config import require
 from leetcode_env import EVAL_NAMES, LABELS, PASS_LABELS, RATES, LeetCodeEnv, Problem, load_problems, render_messages
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished runs without it
@@ -54,23 +55,16 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> Result:
         raise ValueError(f"count {count} is not between 0 and n = {n}")
     if n == 0:
         return {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
+    from scipy import stats  # here: it takes a second to load, and a mistake on the command line is said before
+
     interval = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
     return {"count": count, "n": n, "rate": count / n, "low": float(interval.low), "high": float(interval.high)}
 
 
 def evaluate(
-    sampler: Sampler,
-    tokenizer: PreTrainedTokenizerBase,
-    env: LeetCodeEnv,
-    problems: Sequence[Problem],
-    *,
-    samples: int = 10,
-    temperature: float = 0.7,
-    max_new_tokens: int,
-    seed: int,
-    batch: int = EVAL_BATCH,
-    conditions: Iterable[str] = CONDITIONS,
-) -> tuple[Result, list[Row]]:
+    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, env: LeetCodeEnv, problems: Sequence[Problem], *, samples: int = 10,
+    temperature: float = 0.7, max_new_tokens: int, seed: int, batch: int = EVAL_BATCH, conditions: Iterable[str] = CONDITIONS,
+) -> tuple[Result, list[Row]]:  # fmt: skip
     """Sample, grade and count; returns (result, rows).
 
     Args:
@@ -204,56 +198,55 @@ def describe(result: Result) -> str:
 
 
 def save(result: Result, rows: list[Row], folder: str | Path, stem: str = "eval") -> None:
-    """Write FOLDER/<stem>.json and FOLDER/<stem>_samples.jsonl, each whole or not at all."""
+    """Write FOLDER/<stem>.json and FOLDER/<stem>_samples.jsonl, each whole or not at all. Raises ValueError without rows: what is
+    there is never replaced by nothing."""
+    if not rows:
+        raise ValueError("an evaluation without responses is none")
     folder = Path(folder)
     write_atomic(folder / f"{stem}_samples.jsonl", "".join(to_json(row) + "\n" for row in rows).encode())
     write_json(folder / f"{stem}.json", result)
 
 
 def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None = None, samples: int | None = None) -> Result:
-    """`python eval.py RUN`: rebuild the run's model, evaluate, save beside it, return the result.
+    """`python eval.py RUN`: rebuild the run's model, evaluate, save beside it, return the result. Raises UserError.
 
     eval.json is the evaluation with the run's own settings, which the run itself wrote at its end. One with other settings
-    goes to a file that is named after them.
+    goes to a file that is named after them, a set of problems by its file's name and content.
     """
     from harness.setup import open_run  # here: it loads torch
 
-    if samples is not None and samples < 1:
-        raise UserError(f"--samples must be at least 1, not {samples}")
+    if samples is not None:
+        require("eval_samples", samples, "--samples")
     other = load_problems(data) if data else None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} is no folder that can be written to")
     run = open_run(folder, base)
     cfg = run.cfg
     with contextlib.closing(run.sampler):
         samples = samples or cfg.eval_samples
-        parts = ("eval", base and "base", data and Path(data).stem, samples != cfg.eval_samples and f"samples-{samples}")
+        parts = ["eval", base and "base", samples != cfg.eval_samples and f"samples-{samples}"]
+        if data:
+            parts.append(f"data-{Path(data).stem}-{hashlib.sha256(Path(data).read_bytes()).hexdigest()[:8]}")
         stem = "_".join(part for part in parts if part)
-        asked = {"base": base, "data": str(Path(data).resolve()) if data else None, "samples": samples}
-        _refuse_another(Path(folder) / f"{stem}.json", asked)
         chosen, conditions = (run.problems, CONDITIONS) if other is None else (other, CONDITIONS[1:])
         how = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
         with LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict) as env:
+            env.check_setups(chosen)
             result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, conditions=conditions, **how)  # type: ignore[arg-type]
+    asked = {"base": base, "data": str(Path(data).resolve()) if data else None, "samples": samples}
     result = result if stem == "eval" else {**asked, **result}
-    save(result, rows, folder, stem)
-    return result
-
-
-def _refuse_another(path: Path, asked: Result) -> None:
-    """UserError where `path` holds an evaluation with other settings: two sets of problems may have one file name."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        found = {"base": before.get("base", False), "data": before.get("data"), "samples": before["samples"]}
-    except (OSError, ValueError, KeyError, AttributeError):
-        return  # nothing there, or nothing valid
-    if found != asked:
-        raise UserError(f"{path} holds an evaluation with {found}, not {asked}; move it away first")
+        save(result, rows, folder, stem)
+    except OSError as error:
+        raise UserError(f"cannot write {stem}.json into {folder}: {error.strerror}") from None
+    return result
 
 
 @dataclass
 class Options:
     """Evaluate a finished run on held-out problems."""
 
-    run: tyro.conf.Positional[Path]  # run folder
+    run: Path  # run folder
     base: bool = False  # leave the adapter out: the rates before training
     data: Path | None = None  # another JSON-lines set of problems: pass rate alone
     samples: int | None = None  # responses per problem and condition (default: the run's setting)
@@ -262,8 +255,11 @@ class Options:
 @command
 def main(argv: list[str] | None = None) -> None:
     """The command line; returns the exit code (`faults.errors.command`)."""
-    options = tyro.cli(Options, prog="eval.py", description=Options.__doc__, args=argv)
+    import tyro
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the sandbox forks
+    config = (tyro.conf.PositionalRequiredArgs,)
+    options = tyro.cli(Options, prog="eval.py", description=Options.__doc__, args=argv, config=config)
     print(describe(evaluate_run(options.run, options.base, options.data, options.samples)))
 
 

@@ -21,6 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves it out
+
 from faults.errors import command
 from harness.config import Config, parsed
 
@@ -34,6 +37,7 @@ import eval as evaluation
 import vhack as vh
 from arms import ARMS, Arm
 from arms.cone import cone_rows
+from arms.pairs import pairs_hash
 from arms.rebound import discounted
 from engine.forward import Batch
 from engine.logprob import micro_batches
@@ -129,7 +133,7 @@ def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
         d = vh.directions(run.parts, kind, cfg.resume)
         print(d.hack.format())
         steering = None if cfg.resume else vh.check_steering(run.model, run.tokenizer, d.hack, run.heldout, cfg)
-        held = run.resume()
+        held = run.resume(pairs_hash(d.pairs))
         target = Target(held["v_hack"], held.get("v")) if held else target_now(run, d, arm)
     if not cfg.resume:
         run.state.create(
@@ -138,6 +142,9 @@ def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
     if ranks.first and not (folder / "v_hack.safetensors").exists():
         with run.state.writing():
             d.save(folder, cfg.model)
+    if not held:
+        run.to_save = target.kept(cfg)
+        run.save(0)  # so that a run without any checkpoint is one that lost them
     return d, target
 
 
@@ -190,9 +197,10 @@ def train(cfg: Config) -> Path:
                 rewards = torch.tensor([g.reward for g in grades])  # [batch]
 
                 # --- advantages
-                shaped = (
-                    discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg) if arm.discount else rewards
-                )  # [batch]
+                shaped = rewards  # [batch]
+                if arm.discount:
+                    with clock("discount"):
+                        shaped = discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg)  # [batch]
                 advantages = group_advantages(shaped, cfg.generations)  # [batch]
 
                 # --- backward -> g: a sum over tokens, divided once by the one global token count
@@ -258,7 +266,7 @@ def train(cfg: Config) -> Path:
         if run.ranks.first:
             run.finish()
             with run.clock("evaluate"), run.ending():
-                run.sampler.load_weights(partial(merged_weights, model))
+                run.sampler.load_weights(partial(merged_weights, model), version=cfg.steps)
                 result, rows = evaluation.evaluate(
                     run.sampler, run.tokenizer, run.env, run.heldout, samples=cfg.eval_samples, seed=cfg.seed,
                     temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,

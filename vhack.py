@@ -12,18 +12,29 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves it out
+
 from faults.errors import UserError, command
-from harness.config import Config, parsed
+from harness.config import Config, flag, parsed
+
+FIELDS = (
+    "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "rollout", "temperature",
+    "pairs", "pairs_heldout", "layer", "steer_prompts", "require_steering", "threads",
+)  # fmt: skip
 
 if __name__ == "__main__":
     CONFIG = parsed(
-        "Extract the hack direction, print the table of layers, steer along it, and save it."
+        "Extract the hack direction, print the table of layers, steer along it, and save it. The options that it reads, and no "
+        f"others: {', '.join(map(flag, FIELDS))}",
+        FIELDS,
     )  # before torch is loaded
 
 import torch
@@ -115,16 +126,9 @@ class VHack:
 
 @torch.no_grad()
 def extract(
-    model: Any,
-    tokenizer: Any,
-    pairs: list[Pair],
-    heldout: int,
-    m: int,
-    layer: int | None = None,
-    kind: Kind = "svd",
-    seed: int = 0,
-    again: VHack | None = None,
-) -> VHack:
+    model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int, layer: int | None = None, kind: Kind = "svd",
+    seed: int = 0, again: VHack | None = None,
+) -> VHack:  # fmt: skip
     """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band.
     again: an earlier direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation
     is not required then.
@@ -164,36 +168,18 @@ def extract(
 
 def save(vhack: VHack, path: str | Path, model_name: str) -> None:
     """d as safetensors, with the metadata that identify it."""
-    meta = dict(
-        model=model_name,
-        layers=json.dumps(vhack.layers),
-        m=str(vhack.m),
-        pairs=vhack.pairs,
-        gap=repr(vhack.gap),
-        best_layer=str(vhack.best_layer),
-        accuracy=repr(vhack.accuracy),
-        survived=repr(vhack.survived),
-        table=json.dumps(vhack.table),
-    )
-    write_atomic(path, save_tensors({"d": vhack.d.cpu().contiguous()}, metadata=meta))
+    facts = {f.name: getattr(vhack, f.name) for f in fields(VHack) if f.name != "d"}
+    meta = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    write_atomic(path, save_tensors({"d": vhack.d.cpu().contiguous()}, metadata={"model": model_name, **meta}))
 
 
 def load(path: str | Path) -> VHack:
     """Reads what `save` wrote. Raises UserError when the file is missing, torn or of another kind."""
     try:
         with safe_open(path, "pt") as f:
-            meta = f.metadata()
-            return VHack(
-                f.get_tensor("d"),
-                float(meta["gap"]),
-                json.loads(meta["layers"]),
-                int(meta["best_layer"]),
-                int(meta["m"]),
-                float(meta["accuracy"]),
-                float(meta["survived"]),
-                [tuple(row) for row in json.loads(meta["table"])],
-                meta["pairs"],
-            )
+            meta, d = f.metadata(), f.get_tensor("d")
+        facts = {f.name: meta[f.name] if f.type == "str" else json.loads(meta[f.name]) for f in fields(VHack) if f.name != "d"}
+        return VHack(d, **facts | {"table": [tuple(row) for row in facts["table"]]})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"cannot read the hack direction {path}: {e}") from None
 
@@ -255,21 +241,16 @@ def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
 # --- the steering check --------------------------------------------------------------------------------------------------------
 
 
+STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
 @torch.no_grad()
 def steer(
-    model: Any,
-    tokenizer: Any,
-    vhack: VHack,
-    problems: list[Problem],
-    *,
-    strengths: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    samples: int = 4,
+    model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config, strengths: Sequence[float] = STRENGTHS
 ) -> dict[str, Any]:
     """CAA-style check (Rimsky et al. 2023, arXiv 2312.06681): add s |gap| d at the extraction layers, at every position,
-    and count how many responses define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
+    and count how often 4 responses a prompt define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
+    samples, max_new_tokens = 4, min(cfg.max_new_tokens, 512)
     prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
     rows = max(1, STEER_TOKENS // (max(map(len, prompts)) + max_new_tokens))  # at a time: keys and values have their bound
     sampler = TorchSampler(model, tokenizer, max_rows=rows)
@@ -285,7 +266,7 @@ def steer(
 
         hooks = [layers[i - 1].register_forward_hook(hook) for i in vhack.layers]
         try:
-            out = sampler.generate(prompts, n=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+            out = sampler.generate(prompts, n=samples, temperature=cfg.temperature, max_new_tokens=max_new_tokens, seed=cfg.seed)
         finally:
             for handle in hooks:
                 handle.remove()
@@ -308,15 +289,7 @@ def format_steering(result: dict[str, Any]) -> str:
 def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
     """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or
     raises UserError with cfg.require_steering."""
-    result = steer(
-        model,
-        tokenizer,
-        vhack,
-        problems[: cfg.steer_prompts],
-        temperature=cfg.temperature,
-        max_new_tokens=min(cfg.max_new_tokens, 512),
-        seed=cfg.seed,
-    )
+    result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], cfg)
     print(format_steering(result))
     if not result["rises"]:
         warning = "steering along d does not raise the rate of defining the evaluator"
@@ -379,10 +352,12 @@ def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
 
 @command
 def main() -> None:
-    """python vhack.py [the fields of grpo.py]: extract, print the table of layers, steer, print samples, save."""
+    """python vhack.py [the fields FIELDS of grpo.py]: extract, print the table of layers, steer, print samples, save."""
     path = Path(CONFIG.out or "v_hack.safetensors")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} already exists: name another with --out")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {path.parent} is no folder that can be written to")
     cfg = replace(resolve(CONFIG), out=None)
     run = set_up(cfg)
     with contextlib.closing(run.sampler):
@@ -390,7 +365,10 @@ def main() -> None:
         print(hack.format())
         for sample in check_steering(run.model, run.tokenizer, hack, run.problems, cfg)["samples"]:
             print(f"--- strength {sample['strength']}\n{sample['response']}")
-    save(hack, path, cfg.model)
+    try:
+        save(hack, path, cfg.model)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
     print(f"saved {path}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ WHERE_FROM = "name a model folder with --model, or a hub id that is in the Huggi
 
 
 def load_tokenizer(model: str) -> Any:
-    """The model's tokenizer, from disk. Raises UserError, for a folder without weights too: it comes first."""
-    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+    """The model's tokenizer, with a chat template that works, from disk. Raises UserError, for a folder without weights too: it
+    comes first."""
+    if os.path.isdir(model) and not any(Path(model).glob("*.safetensors")):
         raise UserError(
             f"the model folder {model} holds no weights (*.safetensors): "
             "make the pocket model again with python -m pocket.build, or name another with --model"
@@ -27,9 +29,11 @@ def load_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
-    except (OSError, ValueError) as e:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=os.path.isdir(model))
+    except Exception as e:  # a damaged file is any of a dozen exceptions, some of them made in Rust
         raise UserError(f"cannot load the tokenizer of {model} ({one_line(e)}): {WHERE_FROM}") from None
+    encode_prompt(tokenizer, [dict(role="user", content="x")])
+    return tokenizer
 
 
 def load_model(model: str, device: str = "cpu") -> Any:
@@ -46,14 +50,18 @@ def load_model(model: str, device: str = "cpu") -> Any:
     try:
         dtype = torch.bfloat16 if device == "cuda" else "auto"
         loaded, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, attn_implementation="sdpa", local_files_only=Path(model).is_dir(), output_loading_info=True
+            model, dtype=dtype, attn_implementation="sdpa", local_files_only=os.path.isdir(model), output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as e:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:  # as above
         raise UserError(f"cannot load the model {model} ({one_line(e)}): {WHERE_FROM}") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"the model {model} lacks {len(missing)} of its weights, {missing[0]} first: fetch it again, or {WHERE_FROM}"
         )
+    if bad := [name for name, p in loaded.named_parameters() if not p.isfinite().all()]:
+        raise UserError(f"the model {model} is damaged: {bad[0]} holds values that are not finite")
     loaded = loaded.to(device).eval()
     if device == "cuda":
         if any(hasattr(layer, "linear_attn") for layer in decoder_layers(loaded)) and not is_flash_linear_attention_available():
@@ -99,10 +107,18 @@ def model_hash(model: str) -> str:
 
 
 def encode_prompt(tokenizer: Any, messages: list[dict]) -> list[int]:
-    """Chat messages -> token ids through the model's own template, with the turn of the assistant opened, thinking off."""
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
-    )
+    """Chat messages -> token ids through the model's own template, with the turn of the assistant opened, thinking off.
+
+    Raises UserError for a template that is missing, broken, or refuses the messages."""
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+        )
+    except Exception as e:  # a template is a program of its own
+        raise UserError(f"the chat template of the tokenizer does not work ({one_line(e)})") from None
+    if not ids:
+        raise UserError("the chat template of the tokenizer makes an empty prompt")
+    return ids
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:

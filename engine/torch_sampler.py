@@ -43,8 +43,8 @@ class TorchSampler:
     ) -> list[Rollout]:
         """n completions a prompt, prompt-major. Temperature 0 is greedy (its logprobs are those at temperature 1).
 
-        The draws depend on `seed` alone: the sampler has a generator of its own. Raises Stopped on logits that are not finite,
-        and on weights that are not those of `version`."""
+        The draws depend on `seed` alone: the sampler has a generator of its own. Raises Stopped on logits that are not finite
+        (UserError where nothing was trained yet), and on weights that are not those of `version`."""
         if version is not None and version != self.version:
             raise Stopped(f"the sampler is stale: it holds weights {self.version}, the trainer is at {version}")
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
@@ -77,6 +77,8 @@ class TorchSampler:
             cache = result.past_key_values
             logits = result.logits[:, -1, : self.vocab].float()  # [rows, vocab]
             if not logits.isfinite().all():
+                if not self.version:
+                    raise UserError("the model's logits are not finite before any step: its weights are damaged")
                 raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
             logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
             if temperature:

@@ -1,1 +1,1 @@
-"""How things go wrong, and files that survive it: the errors that end a command in one line, whole-file writes."""
+"""How things go wrong: errors that end a command in one line, files that are whole or not there, locks, lasting streams."""

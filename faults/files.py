@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from faults.errors import UserError
+
+LOCK = ".lock"
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -23,6 +30,36 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Inside, the folder is this process's alone; it is made where there is none, and gone again if nothing came into it.
+
+    The system lets go of the lock when the process ends, however it ends. Raises UserError when another process has the folder,
+    or it cannot be written."""
+    folder = Path(folder)
+    made = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_leave_nothing, folder, made)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(open(folder / LOCK, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stack.pop_all()  # the other's, not this one's to tidy
+            raise UserError(f"another process is at work in {folder}: wait until it has ended") from None
+        except OSError as e:
+            raise UserError(f"cannot write the run folder {folder}: {e.strerror}") from None
+        yield
+
+
+def _leave_nothing(folder: Path, made: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [LOCK]:
+            os.unlink(folder / LOCK)
+    for path in made:
+        with contextlib.suppress(OSError):  # something is in it
+            path.rmdir()
 
 
 def write_json(path: str | Path, value: Any) -> None:

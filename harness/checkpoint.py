@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,8 +26,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from faults.errors import Stopped, UserError
-from faults.files import to_json, write_atomic, write_json
+from faults.errors import Signalled, Stopped, UserError
+from faults.files import LOCK, to_json, write_atomic, write_json
 from harness.config import Config, identity, portable
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -34,28 +36,35 @@ KEEP = 2
 
 def refuse_existing(folder: Path, resuming: bool) -> None:
     """Raises UserError when a new run would overwrite something."""
-    if not resuming and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+    try:
+        taken = not resuming and folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK})
+    except OSError as e:
+        raise UserError(f"cannot write the run folder {folder}: {e.strerror}") from None
+    if taken:
         raise UserError(f"{folder} already exists: name another with --out, remove it, or go on with --resume {folder}")
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[Callable[[], int]]:
-    """Inside, SIGTERM and Ctrl-C only set a mark, so that the step is finished first. Yields a function: the signal or 0.
+class Signals:
+    """SIGTERM, SIGHUP and Ctrl-C while it is entered: they end the run at once, but while `patient` they are only noted."""
 
-    A second Ctrl-C interrupts at once."""
-    seen: list[int] = []
+    def __init__(self, how: Callable[[], str]):
+        """how: the line that says how to go on."""
+        self.how, self.patient, self.seen = how, False, 0
 
-    def note(number: int, _) -> None:
-        if seen and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        seen.append(number)
+    def __enter__(self) -> Signals:
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            self.before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._note)
+        return self
 
-    old = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: seen[0] if seen else 0
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        again, self.seen = self.seen, self.seen or number
+        if not self.patient or (again and number == signal.SIGINT):
+            raise Signalled(self.how(), number)
 
 
 class RunState:
@@ -121,7 +130,8 @@ class RunState:
         blob = save_tensors({k: t.cpu().contiguous().clone() for k, t in tensors.items()})
         stem = self.folder / "checkpoints" / f"step-{step:06d}"
         with self.writing():
-            meta = dict(step=step, sha256=_sha256(blob), run=self._run(), logs=self._log_sizes())
+            stem.parent.mkdir(exist_ok=True)
+            meta = dict(step=step, sha256=_sha256(blob), run=self._run(), logs=self._log_sizes(sync=True))
             meta["self"] = _seal(meta)
             write_atomic(stem.with_suffix(".safetensors"), blob)
             write_json(stem.with_suffix(".json"), meta)
@@ -132,7 +142,8 @@ class RunState:
     def resume(self) -> tuple[int, dict[str, Tensor]]:
         """(steps done, extra tensors) of the newest whole checkpoint, loaded; the logs are cut to where they were then.
 
-        (0, {}) when there is none yet. A torn or foreign checkpoint is named and the one before it is used."""
+        (0, {}) when there is none yet. A torn or foreign checkpoint is named and the one before it is used. Raises UserError
+        where steps were done and none is left: a run has one before its first step, so that they are lost."""
         for path in sorted((self.folder / "checkpoints").glob("step-*.json"), reverse=True):
             try:
                 meta, tensors = read_checkpoint(path)
@@ -144,6 +155,12 @@ class RunState:
             self._cut_logs(meta["logs"])
             print(f"resuming after step {meta['step']}")
             return meta["step"], {k.removeprefix("extra."): t for k, t in tensors.items() if k.startswith("extra.")}
+        later = any((self.folder / "checkpoints").glob("step-*[1-9]*.json"))
+        if later or any((self.folder / n).exists() and (self.folder / n).stat().st_size for n in LOGS):
+            raise UserError(
+                f"{self.folder} has done steps, but none of its checkpoints is whole: put checkpoints/ and its logs back as they "
+                "were, or begin again in another folder with --out"
+            )
         self._cut_logs(dict.fromkeys(LOGS, 0))
         print("no whole checkpoint: starting from the first step")
         return 0, {}
@@ -159,8 +176,15 @@ class RunState:
     def _run(self) -> str:
         return identity(json.loads((self.folder / "config.json").read_text()))
 
-    def _log_sizes(self) -> dict[str, int]:
-        return {n: (self.folder / n).stat().st_size for n in LOGS}
+    def _log_sizes(self, sync: bool = False) -> dict[str, int]:
+        """The logs' lengths; with `sync`, once so much of them is on the disk."""
+        sizes = {}
+        for name in LOGS:
+            with open(self.folder / name, "rb") as f:
+                if sync:
+                    os.fsync(f.fileno())
+                sizes[name] = os.fstat(f.fileno()).st_size
+        return sizes
 
     def _check(self, meta: dict) -> None:
         """Raises ValueError for another run's checkpoint, or one whose steps are no longer in the logs."""

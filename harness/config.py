@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
-
-from faults.errors import UserError, command
+from faults.errors import UserError, command, interruptible
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "pocket"
@@ -30,20 +28,23 @@ class Range:
     """The values that a number may have: low <= x <= high, or low < x with `above`."""
 
     low: float
-    high: float = math.inf
+    high: float = 1e38  # what float32 holds
     above: bool = False
 
     def __str__(self) -> str:
-        text = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-        return text if self.high == math.inf else f"{text} and at most {self.high:g}"
+        return f"{'above' if self.above else 'at least'} {self.low} and at most {self.high}"
 
     def holds(self, x: float) -> bool:
         """Whether x is such a number; one that is not finite never is."""
-        return math.isfinite(x) and self.low <= x <= self.high and not (self.above and x == self.low)
+        return self.low <= x <= self.high and not (self.above and x == self.low)
 
 
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
+MOST = 2**31 - 1  # of a whole number: what int32 holds
+Count = Annotated[int, Range(1, MOST)]
+Few = Annotated[int, Range(1, 4096)]  # of what takes memory or a process each
+Tokens = Annotated[int, Range(1, 2**20)]
+Group = Annotated[int, Range(2, MOST)]  # of which a spread is taken
+Natural = Annotated[int, Range(0, MOST)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Moment = Annotated[float, Range(0, 1 - 1e-9)]
@@ -63,7 +64,7 @@ class What:
 
     arm: Arm = "projected"  # what is done about hacking; vanilla does nothing and still measures
     m: Count = 16  # singular directions kept by the denoising
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0  # of the adapter, the sampling, the order of problems and the pairs
+    seed: Natural = 0  # of the adapter, the sampling, the order of problems and the pairs
     out: Path | None = None  # the run folder; by default runs/<arm>-m16-seed0-<scale>
     resume: Path | None = None  # go on with the run in this folder, with its settings
     dry_run: bool = False  # print the parameter counts and the memory plan, and stop
@@ -74,16 +75,16 @@ class Scale:
     """What the scale decides where nothing is given: pocket value, full value."""
 
     scale: Literal["auto", "pocket", "full"] = "auto"  # auto: full where card, vLLM, model and data are there
-    preset: Literal["qwen3.5-2b", "qwen3-4b"] = "qwen3.5-2b"  # at full scale; qwen3-4b is the fallback of hypothesis H4
+    preset: ByScale[Literal["qwen3.5-2b", "qwen3-4b"]] = BY_SCALE  # none, qwen3.5-2b; qwen3-4b is the fallback of hypothesis H4
     model: ByScale[str] = BY_SCALE  # a folder or a hub id; the embedded model, or the preset's
     data: ByScale[str] = BY_SCALE  # training problems, JSON lines in the benchmark's schema
     heldout: ByScale[str] = BY_SCALE  # held-out problems, in the same schema
     lr: ByScale[Positive] = BY_SCALE  # peak learning rate: 1e-3, 7e-5 as published; the tiny model needs more
     steps: ByScale[Count] = BY_SCALE  # optimizer steps, one a batch: 60, 200
-    batch: ByScale[Count] = BY_SCALE  # sequences a step: 128 (published 256, halved for one card), 64 for qwen3-4b
-    generations: ByScale[Annotated[int, Range(2)]] = BY_SCALE  # sequences a prompt, the group of the advantage: 8, 4 for qwen3-4b
-    max_prompt: ByScale[Count] = BY_SCALE  # tokens: 128, 1536; longer prompts are left out, with a count
-    max_new_tokens: ByScale[Count] = BY_SCALE  # tokens: 64, 1536; completions are cut here
+    batch: ByScale[Tokens] = BY_SCALE  # sequences a step: 128 (published 256, halved for one card), 64 for qwen3-4b
+    generations: ByScale[Group] = BY_SCALE  # sequences a prompt, the group of the advantage: 8, 4 for qwen3-4b
+    max_prompt: ByScale[Tokens] = BY_SCALE  # tokens: 128, 1536; longer prompts are left out, with a count
+    max_new_tokens: ByScale[Tokens] = BY_SCALE  # tokens: 64, 1536; completions are cut here
     rollout: ByScale[Literal["torch", "vllm"]] = BY_SCALE  # the sampler: torch, vllm
 
 
@@ -91,17 +92,15 @@ class Scale:
 class Learning:
     """GRPO: sampling, loss, adapter and optimizer."""
 
-    temperature: Positive = 0.7  # of sampling, and so of every logprob
+    temperature: Annotated[float, Range(0.01, 100)] = 0.7  # of sampling, and so of every logprob
     beta: NotNegative = 1e-3  # weight of the KL to the base model, nats a token
-    lora_r: Count = 32  # rank, as published
+    lora_r: Few = 32  # rank, as published
     lora_alpha: Positive = 32  # the adapter is scaled by alpha / r
     warmup: Natural = 10  # steps of linear warm-up; then cosine to 0
     betas: tuple[Moment, Moment] = (0.9, 0.99)  # AdamW's; .99 because a run has only hundreds of steps
     weight_decay: NotNegative = 0.1  # as published
     clip: Positive = 1.0  # largest norm of the gradient, after projection
-    tis_cap: Annotated[float, Range(1)] = (
-        2.0  # cap of the truncated importance weights; used where sampler and trainer differ (vllm)
-    )
+    tis_cap: Annotated[float, Range(1)] = 2.0  # cap of truncated importance weights, where sampler and trainer differ (vllm)
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Direction:
     """The hack direction: pairs, d, its lift v, the steering check."""
 
     pairs: Count = 80  # contrastive pairs
-    pairs_heldout: Annotated[int, Range(2)] = 20  # of them, kept to test the separation
+    pairs_heldout: Group = 20  # of them, kept to test the separation
     layer: Count | None = None  # one layer, counted from 1, instead of those at 60-75 % of depth
     construction: Literal["jacobian", "outer", "contrast"] = "jacobian"  # how v is made from d (vhack.lift)
     blockwise: bool = False  # each LoRA tensor its own v, cosine, removal and norm
@@ -124,7 +123,7 @@ class Cone:
     """The arm `cone`: many directions instead of one."""
 
     cone_rows: Literal["pairs", "batch", "both", "random", "nonhack"] = "batch"  # contexts; the last two are controls
-    cone_n: Count = 24  # contexts
+    cone_n: Few = 24  # contexts
     cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
     cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
     cone_ridge: NotNegative = 1e-3  # keeps the least squares well posed when rows are nearly parallel
@@ -144,19 +143,18 @@ class Running:
     """How it runs: nothing here changes what is learned, so a resumed run may change it (threads change the last bits)."""
 
     micro_tokens: Count = 2048  # padded tokens a micro-batch: memory only, the gradient is the same up to rounding
-    threads: Annotated[int, Range(1, 1024)] = (
-        1  # torch threads on CPU: one, so that two runs fit on two cores and sums keep their order
-    )
-    eval_samples: Count = 10  # held-out samples a problem and condition
+    threads: Annotated[int, Range(1, 1024)] = 1  # of torch on CPU: with one, two runs fit on two cores and sums keep their order
+    eval_samples: Few = 10  # held-out samples a problem and condition
     log_every: Count = 25  # steps between detailed logs
     save_every: Count = 25  # steps between checkpoints
     skip_nonfinite: Natural = 0  # how many non-finite steps to leave out before stopping
-    workers: Count | None = None  # sandbox processes; by default as many as cores
+    workers: Few | None = None  # sandbox processes; by default as many as cores
     sandbox_strict: bool = False  # refuse to run when a layer of the sandbox is missing
 
 
 GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
 CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
+PATHS = ("model", "data", "heldout")
 PLACE = {"out", "resume", "dry_run"}  # not settings of what is learned
 
 
@@ -165,42 +163,56 @@ class Config(Running, Rebound, Cone, Direction, Learning, Scale, What):
     """Train one arm. Fields without a value take that of the scale; config.json keeps what was used."""
 
 
-def parse(argv: Sequence[str] | None = None, description: str = "", default: Config | None = None) -> Config:
+def parse(
+    argv: Sequence[str] | None = None, description: str = "", default: Config | None = None, only: Collection[str] = ()
+) -> Config:
     """The config of a command line (by default this process's), each value in its range. Raises UserError.
 
-    default: the values of what is not given."""
+    default: the values of what is not given. only: the fields that the command reads; the others are refused."""
+    import tyro  # here: Ctrl-C has its line from `parsed` on
+
+    words = [a.split("=")[0][2:].removeprefix("no-").replace("-", "_") for a in (sys.argv[1:] if argv is None else argv)]
+    if only and (others := [flag(w) for w in words if w in HINTS and w not in only]):
+        raise UserError(f"{others[0]} is no option here: it reads {', '.join(map(flag, only))}")
     grouped: list[Any] = [(g.__name__.lower(), g, field(default_factory=g)) for g in GROUPS]
     arguments = make_dataclass("Arguments", grouped)
     start = default or Config()
     parts = {g.__name__.lower(): g(**{f.name: getattr(start, f.name) for f in fields(g)}) for g in GROUPS}
-    text = description or Config.__doc__
+    text = description or Config.__doc__ or ""
     given = tyro.cli(arguments, args=argv, description=text, default=arguments(**parts), config=(tyro.conf.OmitArgPrefixes,))
-    return check(Config(**{k: v for part in vars(given).values() for k, v in vars(part).items()}))
+    cfg = Config(**{k: v for part in vars(given).values() for k, v in vars(part).items()})
+    for name in PATHS:  # relative to where the command was given, also for a run that goes on from elsewhere
+        if (value := getattr(cfg, name)) is not None:
+            setattr(cfg, name, _absolute(name, value))
+    return check(cfg)
 
 
-def parsed(description: str = "") -> Config:
-    """`parse` for the start of a program: a mistake ends it with one line and exit code 2."""
+def _absolute(name: str, value: str) -> str:
+    """The absolute path of a field of PATHS; a model that is no folder is the id of one on the hub."""
+    return os.path.abspath(value) if name != "model" or os.path.isdir(value) else value
+
+
+def parsed(description: str = "", only: Collection[str] = ()) -> Config:
+    """`parse` for the start of a program: a mistake ends it with one line and exit code 2; until `main`, so does Ctrl-C (130)."""
+    interruptible()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the sandbox forks
     found: list[Config] = []
 
     @command
     def read() -> None:
-        cfg = parse(description=description)
+        cfg = parse(description=description, only=only)
         found.append(resumed(cfg) if cfg.resume else cfg)
 
     if code := read():
         sys.exit(code)
+    interruptible()
     return found[0]
 
 
 def check(cfg: Config) -> Config:
-    """The same config. Raises UserError for a value out of its range, and for values that cannot work together."""
-    hints = get_type_hints(Config, include_extras=True)
+    """The same config. Raises UserError for a value of another type or range, and for values that cannot work together."""
     for name, value in vars(cfg).items():
-        for x, hint in zip(value, get_args(hints[name]), strict=True) if isinstance(value, tuple) else [(value, hints[name])]:
-            for allowed in _ranges(hint):
-                if x is not None and not allowed.holds(x):
-                    raise UserError(f"{flag(name)} must be {allowed}, not {x}")
+        require(name, value, flag(name))
     if cfg.batch and cfg.generations and cfg.batch % cfg.generations:
         raise UserError(f"--batch {cfg.batch} must be a multiple of --generations {cfg.generations}")
     if cfg.pairs_heldout >= cfg.pairs - 1:
@@ -214,15 +226,41 @@ def check(cfg: Config) -> Config:
     return cfg
 
 
+def require(name: str, value: Any, option: str) -> None:
+    """Raises UserError unless the option that sets the field may have the value."""
+    if wrong := _wrong(value, HINTS[name]):
+        raise UserError(f"{option} must be {wrong}, not {value!r}")
+
+
 def flag(name: str) -> str:
     """The option of a field: max_prompt -> --max-prompt."""
     return f"--{name.replace('_', '-')}"
 
 
-def _ranges(hint: Any) -> list[Range]:
-    """The ranges in an annotation such as Annotated[int, Range(1)] | None."""
-    own = [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)]
-    return own + [r for part in get_args(hint) if get_origin(hint) is not Annotated for r in _ranges(part)]
+def _wrong(x: Any, hint: Any) -> str:
+    """What a value should be instead, by the annotation of its field; "" where it is that."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return _wrong(x, parts[0]) or next((str(r) for r in parts[1:] if not r.holds(x)), "")
+    if kind is Literal:
+        return "" if x in parts else f"one of {', '.join(parts)}"
+    if kind in (Union, UnionType):  # one type, or None
+        return "" if x is None else _wrong(x, parts[0])
+    if kind is tuple:
+        whole = isinstance(x, tuple) and len(x) == len(parts)
+        return next(filter(None, map(_wrong, x, parts)), "") if whole else f"{len(parts)} numbers"
+    accepted, words = TYPES[hint]
+    return "" if isinstance(x, accepted) and (hint is bool or not isinstance(x, bool)) else words
+
+
+TYPES: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text"),
+    Path: ((str, Path), "a path"),
+}
+HINTS = get_type_hints(Config, include_extras=True)
 
 
 # --- config.json -----------------------------------------------------------------------------------------------------------
@@ -231,19 +269,22 @@ def _ranges(hint: Any) -> list[Range]:
 def portable(cfg: Config) -> dict[str, Any]:
     """The settings as config.json keeps them: plain values, and what lies in the project's folder named from there."""
     plain: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items() if k not in PLACE}
-    inside = {
-        k: str(Path(plain[k]).relative_to(ROOT)) for k in ("model", "data", "heldout") if Path(plain[k]).is_relative_to(ROOT)
-    }
-    return plain | inside
+    paths = {k: Path(_absolute(k, plain[k])) for k in PATHS}
+    return plain | {k: str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p) for k, p in paths.items()}
 
 
 def read_config(folder: str | Path) -> Config:
     """The settings of a run folder. Raises UserError when its config.json is missing or none of this program's."""
     try:
         saved = json.loads((Path(folder) / "config.json").read_text())["config"]
-        inside = {k: str(ROOT / saved[k]) for k in ("model", "data", "heldout") if (ROOT / saved[k]).exists()}
-        return check(Config(**saved | inside | {"betas": tuple(saved["betas"])}))
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        from_root = {
+            k: str(ROOT / saved[k]) for k in PATHS if isinstance(saved[k], str) and (k != "model" or (ROOT / saved[k]).is_dir())
+        }
+        cfg = check(Config(**saved | from_root | {"betas": tuple(saved["betas"])}))
+        if unknown := [f.name for f in fields(Scale) if f.name != "preset" and getattr(cfg, f.name) is None]:
+            raise ValueError(f"{unknown[0]} has no value")
+        return cfg
+    except (OSError, ValueError, KeyError, TypeError, UserError) as e:
         raise UserError(f"{folder} is not a run folder: cannot read config.json ({e})") from None
 
 

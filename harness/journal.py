@@ -59,12 +59,10 @@ def metrics(
         zero_groups=zero_groups,
         zero_group_share=zero_groups * cfg.generations / n,
         mismatch=dict(
-            mean_abs=sums["mean_abs"] / tokens,
-            max_abs=sums["max_abs"],
-            kl=sums["mismatch_kl"] / tokens,
-            truncated=sums["truncated"] / tokens,
+            mean_abs=sums["mean_abs"] / tokens, max_abs=sums["max_abs"],
+            kl=sums["mismatch_kl"] / tokens, truncated=sums["truncated"] / tokens,
         ),
-    )
+    )  # fmt: skip
 
 
 def merge(parts: list[dict[str, float]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ the meta device. docs/performance.md says which of these numbers were ever measu
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 
 from engine.logprob import BLOCK_ELEMENTS
 from engine.lora import TARGETS
-from faults.errors import UserError
+from faults.errors import UserError, one_line
 from harness.config import Config
 
 GIB = 2**30
@@ -28,42 +29,20 @@ USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentati
 BF16, F32 = 2, 4  # bytes
 
 # The published shapes, for a machine without the models. A config on disk always goes first.
-SHAPES = {
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     # Model card of Qwen/Qwen3-4B, and its config.json.
-    "Qwen/Qwen3-4B": (
-        "qwen3",
-        dict(
-            hidden_size=2560,
-            intermediate_size=9728,
-            num_hidden_layers=36,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-            vocab_size=151936,
-            tie_word_embeddings=True,
-        ),
-    ),
+    "Qwen/Qwen3-4B": ("qwen3", dict(
+        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    )),
     # Model card of Qwen/Qwen3.5-2B, from memory: width 2,048 and the vocabulary were confirmed elsewhere, and 24 layers, 8
     # and 2 heads of 256 are those of the 0.8B sibling. The feed-forward width, 6,144, is the one number to check first.
-    "Qwen/Qwen3.5-2B": (
-        "qwen3_5_text",
-        dict(
-            hidden_size=2048,
-            intermediate_size=6144,
-            num_hidden_layers=24,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-            head_dim=256,
-            linear_num_key_heads=16,
-            linear_num_value_heads=16,
-            linear_key_head_dim=128,
-            linear_value_head_dim=128,
-            vocab_size=248320,
-            tie_word_embeddings=True,
-        ),
-    ),
-}
-
+    "Qwen/Qwen3.5-2B": ("qwen3_5_text", dict(
+        hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=8, num_key_value_heads=2,
+        head_dim=256, linear_num_key_heads=16, linear_num_value_heads=16, linear_key_head_dim=128,
+        linear_value_head_dim=128, vocab_size=248320, tie_word_embeddings=True,
+    )),
+}  # fmt: skip
 
 PHASES = ("start", "rollout", "training")
 
@@ -82,7 +61,9 @@ def model_config(model: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
-    except (OSError, ValueError):
+    except Exception as e:  # a damaged file is any of a dozen exceptions
+        if os.path.isdir(model):
+            raise UserError(f"cannot read the config of the model {model} ({one_line(e)})") from None
         if model not in SHAPES:
             raise UserError(f"no config of {model} on disk; without one the plan knows {' and '.join(SHAPES)}") from None
     kind, shapes = SHAPES[model]
@@ -151,34 +132,24 @@ def memory_plan(config: Any, cfg: Config, checkpointing: bool = True) -> list[It
     kept, whole = activation_bytes_per_token(config)
     rows = cfg.cone_n * (SURFACE_FORMS if cfg.cone_split else 1) if cfg.arm == "cone" else 0
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
+    cache, blocks = longest * kv_bytes_per_token(config), 3 * BLOCK_ELEMENTS * F32
+    activations = "activations kept for the backward" + (", one vector a layer" if checkpointing else "")
     items = [
         ("trainer: base weights, bf16", weights, "all"),
         ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
         ("flat vectors: v, g, g' and the step", 4 * flat, "all"),
         (f"cone: {rows} rows and as many copies of the adapter", 2 * rows * flat, "training"),
-        (
-            "activations kept for the backward" + (", one vector a layer" if checkpointing else ""),
-            micro * layers * (kept if checkpointing else whole),
-            "training",
-        ),
+        (activations, micro * layers * (kept if checkpointing else whole), "training"),
         ("activations of the layer at work (estimate)", micro * whole, "training"),
-        (
-            "hidden states and blocks of logits",
-            3 * BLOCK_ELEMENTS * F32 + micro * config.hidden_size * (2 * BF16 + F32),
-            "training",
-        ),
+        ("hidden states and blocks of logits", blocks + micro * config.hidden_size * (2 * BF16 + F32), "training"),
         (f"{engine}: base weights, bf16", weights, "rollout" if engine == "vLLM" else "all"),
-        (
-            f"{engine}: keys and values of {cfg.batch} x {longest} tokens",
-            cfg.batch * longest * kv_bytes_per_token(config),
-            "rollout",
-        ),
+        (f"{engine}: keys and values of {cfg.batch} x {longest} tokens", cfg.batch * cache, "rollout"),
         (f"{engine}: states of linear attention", cfg.batch * state_bytes_per_sequence(config), "rollout"),
         (f"{engine}: activations and CUDA graphs (allowance)", 3 * GIB, "rollout"),
         ("extraction: states of every layer", max(EXTRACTION_TOKENS, longest) * (layers + 1) * kept, "start"),
         ("steering check: a copy of the base weights", weights, "start"),
         (f"steering check: keys and values of {STEER_TOKENS:,} tokens", STEER_TOKENS * kv_bytes_per_token(config), "start"),
-    ]
+    ]  # fmt: skip
     return [Item(name, size / GIB, phases) for name, size, phases in items if size]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from faults.errors import PartDied, UserError
+from faults.errors import PartDied, UserError, one_line
 
 T = TypeVar("T")
 
@@ -25,12 +25,21 @@ class Ranks:
     """The ranks of one run. By WORLD_SIZE, not by whether torch.distributed is up: vLLM starts a group of its own."""
 
     def __init__(self) -> None:
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        """Raises UserError for an environment that is not torchrun's, and when the ranks do not find each other."""
+        env = {name: os.environ.get(name) or usual for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+        if not all(text.isdecimal() for text in env.values()) or not int(env["RANK"]) < int(env["WORLD_SIZE"]):
+            said = " ".join(f"{name}={text}" for name, text in env.items())
+            raise UserError(f"{said} in the environment: start several ranks with torchrun, or unset them")
+        self.rank, self.size, local = map(int, env.values())
         if self.size > 1:
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-            # gloo beside nccl, for what is not on the card
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            cuda = torch.cuda.is_available()
+            try:
+                if cuda:
+                    torch.cuda.set_device(local)
+                # gloo beside nccl, for what is not on the card
+                dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            except (RuntimeError, ValueError) as e:
+                raise UserError(f"the {self.size} ranks do not come together ({one_line(e)}): start them with torchrun") from None
 
     @property
     def first(self) -> bool:
@@ -81,17 +90,17 @@ class Ranks:
         return [x for part in parts for x in part]
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
-        """Around what leans on processes of this rank alone: a part that dies for good here raises PartDied on every rank."""
-        death = ""
+    def agreed(self, kind: type[Exception] = PartDied) -> Iterator[None]:
+        """Around what can fail on this rank alone: an error of that kind here is raised on every rank."""
+        failure = ""
         try:
             yield
-        except PartDied as error:
+        except kind as error:
             if self.size == 1:
                 raise
-            death = f"{error} (rank {self.rank})"
-        if deaths := [text for text in self.gather([death]) if text]:
-            raise PartDied(deaths[0])
+            failure = f"{error} (rank {self.rank})"
+        if failures := [text for text in self.gather([failure]) if text]:
+            raise kind(failures[0])
 
     @contextlib.contextmanager
     def _peers(self) -> Iterator[None]:
@@ -102,12 +111,6 @@ class Ranks:
             raise
         except RuntimeError as error:
             raise PartDied(f"another rank of this run has ended ({str(error).splitlines()[0][:120]})") from None
-
-    def barrier(self) -> None:
-        """Waits until every rank is here."""
-        if self.size > 1:
-            with self._peers():
-                dist.barrier()
 
     def close(self) -> None:
         """Leaves the group."""

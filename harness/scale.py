@@ -21,7 +21,7 @@ SCALES: dict[str, dict[str, Any]] = {
         lr=1e-3, steps=60, batch=128, generations=8, max_prompt=128, max_new_tokens=64,
     ),
     "full": dict(
-        model="Qwen/Qwen3.5-2B", data=str(DATA / "leetcode_train_medhard_filtered.jsonl"),
+        preset="qwen3.5-2b", data=str(DATA / "leetcode_train_medhard_filtered.jsonl"),
         heldout=str(DATA / "leetcode_test_medhard.jsonl"), rollout="vllm",
         lr=7e-5, steps=200, batch=128, generations=8, max_prompt=1536, max_new_tokens=1536,
     ),
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale
 
 def filled(cfg: Config, scale: str) -> Config:
     """The config at that scale, every field with a value; one that was given stands, also where it is the usual one."""
-    values = SCALES[scale] | (PRESETS[cfg.preset] if scale == "full" else {})
+    values = SCALES[scale] | (PRESETS[cfg.preset or SCALES["full"]["preset"]] if scale == "full" else {})
     changes: dict[str, Any] = {"scale": scale} | {k: v for k, v in values.items() if getattr(cfg, k) is None}
     return replace(cfg, **changes)
 
@@ -82,5 +82,7 @@ def resolve(cfg: Config) -> Config:
             scale, why = "pocket", f"for full this machine lacks {', '.join(missing)}"
         else:
             why = "all that it needs is there"
+    if scale == "pocket" and cfg.preset:
+        raise UserError(f"--preset {cfg.preset} is of the full scale, and this is the pocket scale ({why}): leave it away")
     print(f"scale: {scale} ({why})", file=sys.stderr)
     return check(filled(cfg, scale))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,9 +52,19 @@ def set_up(cfg: Config) -> Run:
         raise UserError(f"--m must lie between 1 and the model's width {width}, not {cfg.m}")
     if cfg.layer and cfg.layer > depth:
         raise UserError(f"--layer must lie between 1 and the model's depth {depth}, not {cfg.layer}")
-    sampler = make_sampler(model, tokenizer, cfg)
-    inject(model, cfg.lora_r, cfg.lora_alpha, cfg.seed)
-    return Run(cfg, model, tokenizer, sampler, train, heldout, vocabulary(model, tokenizer))
+    with _closed_on_failure(make_sampler(model, tokenizer, cfg)) as sampler:
+        inject(model, cfg.lora_r, cfg.lora_alpha, cfg.seed)
+        return Run(cfg, model, tokenizer, sampler, train, heldout, vocabulary(model, tokenizer))
+
+
+@contextlib.contextmanager
+def _closed_on_failure(sampler: Sampler) -> Iterator[Sampler]:
+    """An engine holds processes and GPU memory: it ends where nobody comes to use it."""
+    try:
+        yield sampler
+    except BaseException:
+        sampler.close()
+        raise
 
 
 def open_run(folder: str | Path, base: bool = False) -> Run:
@@ -61,8 +73,9 @@ def open_run(folder: str | Path, base: bool = False) -> Run:
     Raises UserError."""
     run = set_up(read_config(folder))
     if not base:  # a fresh adapter is zero, and the sampler holds the base weights
-        load_adapter(run.model, Path(folder) / "adapter")
-        run.sampler.load_weights(partial(merged_weights, run.model))
+        with _closed_on_failure(run.sampler):
+            load_adapter(run.model, Path(folder) / "adapter")
+            run.sampler.load_weights(partial(merged_weights, run.model), version=run.cfg.steps)
     return run
 
 
@@ -74,15 +87,10 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
 
     share = memory.vllm_share(memory.memory_plan(model.config.get_text_config(), cfg), memory.card_memory_gib())
     return VLLMSampler(
-        cfg.model,
-        eos=eos_ids(model, tokenizer),
-        vocab=vocabulary(model, tokenizer),
-        max_model_len=cfg.max_prompt + cfg.max_new_tokens,
-        dtype=str(model.dtype).removeprefix("torch."),
-        max_seqs=cfg.batch,
-        gpu_memory=share,
+        cfg.model, eos=eos_ids(model, tokenizer), vocab=vocabulary(model, tokenizer), gpu_memory=share, max_seqs=cfg.batch,
+        max_model_len=cfg.max_prompt + cfg.max_new_tokens, dtype=str(model.dtype).removeprefix("torch."),
         log=Path(f"{cfg.out or 'runs/engine'}.vllm.log"),  # beside the run folder: nothing is in that before the run begins
-    )
+    )  # fmt: skip
 
 
 def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, names: tuple[str, ...]) -> list[Problem]:

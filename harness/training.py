@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from engine.lora import lora_parameters, save_adapter
 from faults.errors import PartDied, Signalled, Stopped, UserError
+from faults.files import locked
 from harness import checkpoint, journal
 from harness.config import Config
 from harness.journal import Clock
@@ -37,20 +39,28 @@ class Training:
         self.clock, self.started = Clock(), time.perf_counter()
         self.start = 0  # the step to begin with
         self.nonfinite = 0  # steps left out because something in them was not finite
+        self.trained = False  # whether every step is done
         self.landed = False  # whether the step at work is over, so that a checkpoint of the steps before it comes too late
         self.to_save: dict[str, Tensor] = {}  # what a checkpoint holds beside adapter and optimizer; the loop sets it
 
     def __enter__(self) -> Training:
-        cfg, self.stack = self.cfg, contextlib.ExitStack()
+        cfg = self.cfg
         with contextlib.ExitStack() as stack:
+            self.signals = stack.enter_context(checkpoint.Signals(self._how_to_go_on))
             self.ranks = Ranks()
             stack.callback(self.ranks.close)
-            checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)
+            if not self.ranks.first:  # one rank speaks
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             self.ranks.share(list(range(cfg.batch // cfg.generations)))
-            self.ranks.barrier()  # no rank looks after the first has written
+            with self.ranks.agreed(UserError):
+                if self.ranks.first:
+                    checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)
+                    stack.enter_context(locked(self.folder))  # for the run's life
+                    checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)  # nobody came in between
             run = set_up(cfg)
             stack.callback(run.sampler.close)
             self.env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))
+            self.env.check_setups([*run.train, *run.problems])
             self.model, self.tokenizer, self.sampler, self.vocab = run.model, run.tokenizer, run.sampler, run.vocab
             self.parts, self.problems, self.heldout = run, run.train, run.problems
             self.params = lora_parameters(run.model)
@@ -62,34 +72,44 @@ class Training:
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
 
-    def resume(self) -> dict[str, Tensor]:
-        """What the newest whole checkpoint holds beside adapter and optimizer, which are loaded; {} where there is none."""
+    def _how_to_go_on(self) -> str:
+        """The end of the line of a run that ends early."""
+        if not self.cfg.resume and not (self.folder / "config.json").exists():
+            return "before the first step; nothing is lost: start again"
+        what = "every step is done, to evaluate" if self.trained else "go on with"
+        return f"{what}: python grpo.py --resume {self.folder}"
+
+    def resume(self, pairs: str) -> dict[str, Tensor]:
+        """What the newest whole checkpoint holds beside adapter and optimizer, which are loaded; {} where there is none.
+
+        pairs: the hash of the pairs as they were made now."""
         if not self.cfg.resume:
             return {}
-        self._require_the_same()
-        self.state.change(self.cfg)
+        self._require_the_same(pairs)
         self.start, held = self.state.resume()
+        self.state.change(self.cfg)
         self.nonfinite = int(held.pop("nonfinite", torch.tensor(0)))
         return {k: t.to(self.model.device) for k, t in held.items()}
 
-    def _require_the_same(self) -> None:
-        """Raises UserError when the run that goes on had another model, other data or another number of ranks."""
+    def _require_the_same(self, pairs: str) -> None:
+        """Raises UserError when the run that goes on had another model, other data, other pairs or another number of ranks."""
         saved = json.loads((self.folder / "config.json").read_text())
-        now = hashes(self.cfg) | {"ranks": self.ranks.size}
-        differ = [k for k, v in now.items() if v != (saved["hashes"] | {"ranks": saved["ranks"]}).get(k)]
+        before = dict(saved.get("hashes") or {}, ranks=saved.get("ranks"))
+        now = hashes(self.cfg) | {"pairs": pairs, "ranks": self.ranks.size}
+        differ = [k for k, v in now.items() if v != before.get(k)]
         if differ:
             raise UserError(f"{self.folder} was begun with another {' and another '.join(differ)}: it would not be the same run")
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, with a progress bar; a signal from here on ends the run after a whole step."""
         cfg = self.cfg
-        left, off = range(self.start, cfg.steps), not self.ranks.first
-        loop = self.stack.enter_context(contextlib.ExitStack())  # so that an error, too, ends the bar before its line is printed
-        self.signal = loop.enter_context(checkpoint.signals())
-        bar = tqdm(left, initial=self.start, total=cfg.steps, desc=cfg.arm, file=sys.stdout, disable=off)
-        self.bar = loop.enter_context(bar)
+        bar = tqdm(range(self.start, cfg.steps), initial=self.start, total=cfg.steps, desc=cfg.arm, file=sys.stdout)
+        self.bar = self.stack.enter_context(bar)  # so that an error, too, ends the bar before its line is printed
+        self.signals.patient = True
         yield from self.bar
-        loop.close()
+        self.signals.patient, self.trained = False, True
+        if self.signals.seen:  # after the last step looked for it
+            raise Signalled(self._how_to_go_on(), self.signals.seen)
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[Clock]:
@@ -98,19 +118,19 @@ class Training:
         self.landed, clock = False, Clock()
         try:
             yield clock
-            number = max(self.ranks.gather([self.signal()]))
+            number = max(self.ranks.gather([self.signals.seen]))
         except PartDied as error:
             saved = "the last checkpoint stands"
             if not self.landed and self.ranks.first:
                 self.save(step)
                 saved = f"saved after {step} steps"
-            raise Stopped(f"{error}; {saved}, go on with: python grpo.py --resume {self.folder}") from None
+            raise Stopped(f"{error}; {saved}, {self._how_to_go_on()}") from None
         for phase, seconds in clock.seconds.items():
             self.clock.seconds[phase] += seconds
         if (step + 1) % self.cfg.save_every == 0 or number or step + 1 == self.cfg.steps:
             self.save(step + 1)
-        if number and step + 1 < self.cfg.steps:
-            raise Signalled(f"after step {step + 1}; go on with: python grpo.py --resume {self.folder}", number)
+        if number:
+            raise Signalled(f"after step {step + 1}; {self._how_to_go_on()}", number)
 
     def save(self, steps: int) -> None:
         """A checkpoint after so many steps."""
@@ -136,7 +156,7 @@ class Training:
     def log(self, line: dict[str, Any], clock: Clock, problems: list[Problem], texts: list[str], grades: list[Grade]) -> None:
         """A step's line of metrics.jsonl and timings.jsonl; with `cos_d0` in it, the detailed table and samples.jsonl too."""
         step, detailed = line["step"], "cos_d0" in line
-        if detailed and self.ranks.first:
+        if detailed:
             tqdm.write(journal.table(line, problems, texts, grades))
         samples = [
             dict(step=step, problem=p.id, label=g.label, reward=g.reward, response=text)
@@ -157,7 +177,7 @@ class Training:
         try:
             yield
         except PartDied as error:
-            raise Stopped(f"{error}; every step is done, to evaluate: python grpo.py --resume {self.folder}") from None
+            raise Stopped(f"{error}; {self._how_to_go_on()}") from None
 
     def gathered(self, *lists: list[Any]) -> list[list[Any]]:
         """Each list over all ranks, on every rank."""

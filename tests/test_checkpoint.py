@@ -1,7 +1,12 @@
 """A checkpoint is whole or it is not used: every truncation and every flipped byte is seen."""
 
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +14,11 @@ from support.models import tiny_qwen3
 
 from engine.lora import flatten_params, inject, lora_parameters
 from faults import files
-from faults.errors import Stopped, UserError
+from faults.errors import Signalled, Stopped, UserError
+from faults.files import LOCK, locked
 from harness import checkpoint
 from harness.checkpoint import RunState
+from harness.config import ROOT
 
 
 @pytest.fixture
@@ -80,13 +87,52 @@ def test_damage_is_never_resumed_from(saved, suffix, cases, tmp_path, capsys):
         shutil.rmtree(copy)
 
 
-def test_a_checkpoint_of_another_model_is_not_used(saved, tmp_path, capsys):
+def logs(folder):
+    return {name: (folder / name).read_bytes() for name in checkpoint.LOGS}
+
+
+def test_a_checkpoint_of_another_model_is_not_used(saved):
     folder, _ = saved
     params = lora_parameters(inject(tiny_qwen3(), 3, 2, seed=5))
     state = RunState(folder, params, torch.optim.AdamW(params.values()))
-    before = flatten_params(params)
-    assert state.resume()[0] == 0 and torch.equal(flatten_params(params), before)
-    assert "starting from the first step" in capsys.readouterr().out
+    before = flatten_params(params), logs(folder)
+    with pytest.raises(UserError, match="none of its checkpoints is whole"):
+        state.resume()
+    assert torch.equal(flatten_params(params), before[0]) and logs(folder) == before[1]
+
+
+@pytest.mark.parametrize("loss", ["removed", "torn", "torn, and metrics.jsonl emptied"])
+def test_steps_without_a_checkpoint_are_refused_and_nothing_is_cut(saved, loss):
+    folder, _ = saved
+    if loss == "removed":
+        shutil.rmtree(folder / "checkpoints")
+    for path in (folder / "checkpoints").glob("*.json"):
+        path.write_bytes(path.read_bytes()[:-20])
+    if "emptied" in loss:
+        (folder / "metrics.jsonl").write_text("")
+    before = logs(folder)
+    with pytest.raises(UserError, match="none of its checkpoints is whole"):
+        fresh(folder).resume()
+    assert logs(folder) == before
+
+
+def test_a_run_without_steps_starts_from_the_first(tmp_path, capsys):
+    state = fresh(tmp_path / "run")
+    state.create({"config": {}})
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert state.resume() == (0, {}) and "starting from the first step" in capsys.readouterr().out
+    state.save(0, {})  # the folder is made again
+    assert fresh(tmp_path / "run").resume()[0] == 0
+
+
+def test_the_logs_are_on_the_disk_before_a_checkpoint_says_how_long_they_are(saved, monkeypatch):
+    folder, _ = saved
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name) or fsync(fd))
+    state = fresh(folder)
+    state.resume()
+    state.save(3, {})
+    assert synced.index(".step-000003.json.tmp") > max(synced.index(name) for name in checkpoint.LOGS)
 
 
 def test_a_checkpoint_of_another_run_is_not_used(saved, tmp_path, capsys):
@@ -94,7 +140,8 @@ def test_a_checkpoint_of_another_run_is_not_used(saved, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     (other / "config.json").write_text('{"config": {"seed": 1}}')
-    assert resumed(other)[0] == 0
+    with pytest.raises(UserError, match="none of its checkpoints is whole"):
+        fresh(other).resume()
     assert "another config.json" in capsys.readouterr().out
 
 
@@ -172,3 +219,72 @@ def test_settings_that_change_no_result_leave_checkpoints_valid(tmp_path):
     assert "torn" not in str(resumed(tmp_path / "run"))
     (tmp_path / "run" / "config.json").write_text('{"config": {"lr": 2.0, "save_every": 7}}')
     assert resumed(tmp_path / "run")[2] == {}
+
+
+def test_signals_wait_for_the_step_and_for_nothing_else():
+    """As under nohup, a SIGHUP that is ignored stays so."""
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    with checkpoint.Signals(lambda: "go on like this") as signals:
+        signals.patient = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.seen == signal.SIGHUP
+        with pytest.raises(Signalled, match="like this") as again:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert again.value.code == 130
+        signals.patient = False
+        with pytest.raises(Signalled) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 143
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with checkpoint.Signals(str) as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.seen
+    finally:
+        signal.signal(signal.SIGHUP, before[2])
+
+
+# --- one process a folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_one_process_s_at_a_time(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    with locked(folder):
+        with pytest.raises(UserError, match="another process is at work"), locked(folder):
+            pass
+        checkpoint.refuse_existing(folder, resuming=False)  # the lock alone is no run
+        assert (folder / LOCK).exists()
+    assert not (tmp_path / "runs").exists(), "what nothing came into is gone again"
+    with locked(folder):
+        (folder / "config.json").write_text("{}")
+    assert (folder / "config.json").exists()
+    with locked(folder):
+        pass
+    assert (folder / "config.json").exists()
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    folder = str(tmp_path / "a")
+    code = f"import time; from faults.files import locked\nwith locked({folder!r}): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is at work"), locked(tmp_path / "a"):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with locked(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/run", "a" * 300, "file/run"])
+def test_a_place_that_cannot_be_had_leaves_nothing(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run folder"), locked(Path("new") / place if place[0] == "a" else place):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    if place[0] == "a":
+        with pytest.raises(UserError, match="cannot write the run folder"):
+            checkpoint.refuse_existing(Path(place), resuming=False)

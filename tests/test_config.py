@@ -4,60 +4,130 @@ import json
 import subprocess
 import sys
 from dataclasses import fields, replace
-from typing import get_args
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
 
+import eval as evaluation
+import leetcode_env
+import study.__main__ as study
 from arms import ARMS
-from faults.errors import UserError
+from faults.errors import UserError, command
 from harness import config, scale
 from harness.config import CHANGEABLE, GROUPS, ROOT, Arm, Config, check, identity, parse, portable, read_config, resumed
 from harness.scale import filled
 
+MAY_BE_ZERO = {
+    "seed", "beta", "warmup", "betas", "weight_decay", "refresh_every", "cone_ridge", "rebound_alpha", "skip_nonfinite"
+}  # fmt: skip
+
+
+def bad_values(name, hint):
+    """Values that a field must refuse, from its annotation's types alone, whatever range is declared there."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return bad_values(name, parts[0])
+    if kind in (Union, UnionType):
+        return bad_values(name, parts[0])
+    if kind is tuple:
+        good = getattr(Config(), name)
+        return ["x", good[:1], (*good, 0.5)] + [
+            (*good[:i], bad, *good[i + 1 :]) for i, part in enumerate(parts) for bad in bad_values(name, part)
+        ]
+    if kind is Literal:
+        return ["magic", 3, True]
+    if hint in (int, float):
+        numbers = [-1, -(10**30), 10**400, float("nan"), float("inf"), float("-inf"), 1e300, "x", True, [1]]
+        return numbers + ([] if name in MAY_BE_ZERO else [0]) + ([1.5] if hint is int else [])
+    return {bool: ["yes", 1, 0.0], str: [5, True, ["x"]], Path: [5, True]}[hint]
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Config)])
+def test_every_field_refuses_what_lies_beyond_it(name):
+    """Over all fields, so that a new one cannot be forgotten: no number without a range, no value of another type."""
+    hint = config.HINTS[name]
+    for value in bad_values(name, hint) + ([] if getattr(Config(), name) is None else [None]):
+        with pytest.raises(UserError) as error:
+            check(replace(Config(), **{name: value}))
+        assert str(error.value).startswith(f"{config.flag(name)} must be "), value
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Config)])
+def test_every_field_takes_its_default_and_the_ends_of_its_range(name):
+    check(Config())
+    hint = config.HINTS[name]
+    hint = next((h for h in get_args(hint) if get_origin(h) is Annotated), hint)
+    for limits in [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, config.Range)]:
+        for end in [limits.high] + ([] if limits.above else [limits.low]):
+            assert not config._wrong(int(end) if get_args(hint)[0] is int else end, hint)
+
+
+def one_line(main, argv, capsys):
+    """What a command line that is refused says: one line on stderr, nothing else, exit code 2."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and not out and "\u2502" not in err and "\u2500" not in err, err
+    return err
+
+
+@command
+def read(argv):
+    parse(argv)
+
 
 @pytest.mark.parametrize(
-    "args",
+    "args, words",
     [
-        ("--batch", "0"),
-        ("--batch", "-8"),
-        ("--generations", "1"),
-        ("--batch", "20", "--generations", "8"),
-        ("--max-new-tokens", "0"),
-        ("--micro-tokens", "0"),
-        ("--lr", "-1"),
-        ("--lr", "nan"),
-        ("--lr", "0"),
-        ("--layer", "0"),
-        ("--betas", "2", "3"),
-        ("--betas", ".9", "1"),
-        ("--temperature", "inf"),
-        ("--temperature", "0"),
-        ("--weight-decay", "-1"),
-        ("--cone-ridge", "nan"),
-        ("--clip", "0"),
-        ("--warmup", "-3"),
-        ("--refresh-every", "-1"),
-        ("--tis-cap", "nan"),
-        ("--workers", "0"),
-        ("--threads", "100000"),
-        ("--seed", str(2**64)),
-        ("--pairs", "4", "--pairs-heldout", "3"),
-        ("--m", "0"),
-        ("--skip-nonfinite", "-1"),
+        ("--lr nan", "--lr"),
+        ("--seed 99999999999999999999", "--seed"),
+        ("--seed " + "9" * 5000, "--seed"),
+        ("--threads 100000", "--threads"),
+        ("--betas .9 1", "--betas"),
+        ("--batch 20 --generations 8", "--batch"),
+        ("--pairs 4 --pairs-heldout 3", "--pairs-heldout"),
+        ("--arm magic", "no_loophole"),
+        ("--lr foo", "--lr"),
+        ("--nonsense 3", "--nonsense"),
+        ("--arn cone", "--arm"),
+        ("--betas 1", "--betas"),
+        ("--seed", "--seed"),
+        ("--blockwise yes", "yes"),
+        ("more", "more"),
     ],
 )
-def test_values_that_cannot_work_are_refused_with_their_option(args):
-    with pytest.raises(UserError) as error:
-        parse(args)
-    assert args[0] in str(error.value) and "\n" not in str(error.value)
+def test_a_mistake_is_one_line(args, words, capsys):
+    assert words in one_line(read, args.split(), capsys)
 
 
-def test_every_number_has_a_range():
-    """So that a new field cannot be forgotten: a number without one is named here."""
-    hints = config.get_type_hints(Config, include_extras=True)
-    for f in fields(Config):
-        if any(kind in str(hints[f.name]) for kind in ("int", "float")):
-            assert config._ranges(hints[f.name]) or all(config._ranges(x) for x in get_args(hints[f.name])), f.name
+def test_the_other_commands_say_it_in_one_line_too(capsys, tmp_path):
+    for main, argv, words in [
+        (evaluation.main, [], "run folder"),
+        (evaluation.main, [str(tmp_path), "--samples", "x"], "--samples"),
+        (evaluation.main, [str(tmp_path), "--samples", "99999999"], "--samples"),
+        (leetcode_env.main, [], "fetch"),
+        (leetcode_env.main, ["check"], "file"),
+        (study.main, ["--seeds", "x"], "--seeds"),
+    ]:
+        assert words in one_line(main, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    "option", ["--arm cone", "--arm=projected", "--dry-run", "--no-dry-run", "--resume x", "--lr 1", "--cone_n 3"]
+)
+def test_the_extraction_refuses_options_that_it_does_not_read(option):
+    from vhack import FIELDS
+
+    with pytest.raises(UserError, match="is no option here"):
+        parse(option.split(), only=FIELDS)
+    assert parse(["--m", "3", "--require-steering"], only=FIELDS).m == 3
+
+
+@pytest.mark.parametrize("given", ["qwen3.5-2b", "qwen3-4b"])
+def test_a_preset_is_refused_where_it_would_be_ignored(given):
+    with pytest.raises(UserError, match="--preset"):
+        scale.resolve(parse(["--scale", "pocket", "--preset", given]))
 
 
 def test_every_field_stands_in_one_group_and_help_names_it():
@@ -104,6 +174,49 @@ def folder(tmp_path):
 def test_config_json_gives_the_config_back(folder):
     assert read_config(folder) == filled(Config(arm="cone"), "pocket")
     assert str(ROOT) not in (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(steps="60"), dict(steps=None), dict(lr="fast"), dict(arm="magic"), dict(arm=3), dict(blockwise="yes"),
+        dict(data=None), dict(model=5), dict(betas=[0.9]), dict(betas="ab"), dict(seed=1.5), dict(threads=0),
+        dict(unknown=1), dict(clip=True),
+    ],
+)  # fmt: skip
+def test_a_damaged_config_json_is_one_line(folder, change):
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"config": saved["config"] | change}))
+    with pytest.raises(UserError, match="cannot read config.json") as error:
+        read_config(folder)
+    assert next(iter(change)) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"config": 5}', '{"config": null}', "{}", "\x00"])
+def test_a_config_json_of_another_kind_is_one_line(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match="cannot read config.json"):
+        read_config(folder)
+
+
+def test_a_relative_path_means_the_folder_that_the_command_was_given_in(tmp_path, monkeypatch):
+    """Also for a run that goes on from elsewhere, and where the project has a file of that name."""
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "pocket" / "train.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    cfg = filled(parse(["--data", "pocket/train.jsonl", "--heldout", "../x.jsonl", "--model", "pocket"]), "pocket")
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"config": portable(cfg)}))
+    again = [["--resume", str(tmp_path), "--data", x] for x in ("pocket/train.jsonl", str(tmp_path / "pocket" / "train.jsonl"))]
+    for argv in again:
+        assert resumed(parse(argv), argv).data == str(tmp_path / "pocket" / "train.jsonl")
+    monkeypatch.chdir("/")
+    found = read_config(tmp_path)
+    assert found.data == str(tmp_path / "pocket" / "train.jsonl") and found.heldout == str(tmp_path.parent / "x.jsonl")
+    assert found.model == str(tmp_path / "pocket")
+    assert parse(["--model", "Qwen/Qwen3-4B"]).model == "Qwen/Qwen3-4B"
+    with pytest.raises(UserError, match="--data"):
+        resumed(parse(argv := ["--resume", str(tmp_path), "--data", str(config.POCKET / "train.jsonl")]), argv)
 
 
 def test_a_resumed_run_may_change_what_does_not_change_its_result(folder, capsys):

@@ -114,10 +114,10 @@ def test_what_a_checkpoint_held_comes_back_to_the_card(model, tmp_path, monkeypa
 
     run = Training.__new__(Training)
     run.cfg, run.model, run.state = SimpleNamespace(resume=tmp_path), model, state
-    monkeypatch.setattr(run, "_require_the_same", lambda: None)
+    monkeypatch.setattr(run, "_require_the_same", lambda pairs: None)
     monkeypatch.setattr(state, "change", lambda cfg: None)
     extra = dict(v_hack=torch.zeros(len(g)), v=torch.zeros(2, len(g)), nonfinite=torch.tensor(1))
     monkeypatch.setattr(state, "resume", lambda: (3, extra))
-    back = run.resume()
+    back = run.resume("")
     cos_align(g, back["v_hack"])
     assert on_card(project(g, back["v"]).g)

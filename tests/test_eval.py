@@ -224,11 +224,20 @@ def opened(monkeypatch):
         (["--samples", "2"], "eval"),  # the run's own number
         (["--samples", "3"], "eval_samples-3"),
         (["--base"], "eval_base"),
-        (["--data", "sets/other.jsonl"], "eval_other"),
-        (["--base", "--data", "sets/other.jsonl", "--samples", "3"], "eval_base_other_samples-3"),
+        (["--data", "other.jsonl"], "eval_data-other-06d4f277"),
+        (["--data", "base.jsonl"], "eval_data-base-06d4f277"),
+        (["--data", "samples.jsonl"], "eval_data-samples-06d4f277"),
+        (["--base", "--data", "other.jsonl", "--samples", "3"], "eval_base_samples-3_data-other-06d4f277"),
     ],
 )
-def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_path, capsys):
+def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_path, capsys, monkeypatch):
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    monkeypatch.chdir(sets)
+    for name in ("other", "base", "samples"):
+        Path(f"{name}.jsonl").write_text("two problems")
+    tmp_path = tmp_path / "run"
+    tmp_path.mkdir()
     official = {"eval.json", "eval_samples.jsonl"}
     for name in official:
         (tmp_path / name).write_text('{"samples": 2}')
@@ -242,19 +251,36 @@ def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_pat
     assert set(result["conditions"]) == ({"no_loophole"} if "--data" in options else set(evaluation.CONDITIONS))
 
 
-def test_another_set_of_the_same_name_overwrites_nothing(opened, tmp_path, capsys):
-    assert evaluation.main([str(tmp_path), "--data", "a/set.jsonl"]) == 0
-    before = (tmp_path / "eval_set.json").read_bytes()
-    assert evaluation.main([str(tmp_path), "--data", "a/set.jsonl"]) == 0, "the same once more is no other"
-    assert evaluation.main([str(tmp_path), "--data", "b/set.jsonl"]) == 2
-    assert "eval_set.json holds an evaluation with" in capsys.readouterr().err
-    assert (tmp_path / "eval_set.json").read_bytes() == before and opened.closed == 3
+def test_another_set_of_the_same_name_overwrites_nothing(opened, tmp_path):
+    """Nor does the same file with another content."""
+    for folder in ("a", "b", "run"):
+        (tmp_path / folder).mkdir()
+    for name, text in (("a", "one"), ("a", "two"), ("b", "three"), ("a", "one")):
+        (tmp_path / name / "set.jsonl").write_text(text)
+        assert evaluation.main([str(tmp_path / "run"), "--data", str(tmp_path / name / "set.jsonl")]) == 0
+    assert len(list((tmp_path / "run").glob("eval_data-set-*.json"))) == 3 and opened.closed == 4
+
+
+def test_nothing_never_replaces_what_is_there(tmp_path):
+    _, result, rows = run()
+    evaluation.save(result, rows, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="without responses"):
+        evaluation.save(result, [], tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_is_none_and_a_full_disk_are_one_line(opened, tmp_path, monkeypatch, capsys):
+    assert evaluation.main([str(tmp_path / "nowhere")]) == 2 and not opened.opened
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
+    assert evaluation.main([str(tmp_path)]) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["error", "error"]
 
 
 @pytest.mark.parametrize("samples", ["0", "-1"])
 def test_samples_below_one_are_refused_before_anything_is_done(samples, opened, tmp_path, capsys):
     assert evaluation.main([str(tmp_path), "--samples", samples]) == 2
-    assert capsys.readouterr().err == f"error: --samples must be at least 1, not {samples}\n"
+    assert capsys.readouterr().err == f"error: --samples must be at least 1 and at most 4096, not {samples}\n"
     assert not opened.opened and not list(tmp_path.iterdir())
 
 

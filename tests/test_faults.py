@@ -1,5 +1,6 @@
 """Faults of the machine, in real runs: each ends with one line and a checkpoint from which the same run goes on."""
 
+import io
 import json
 import os
 import resource
@@ -9,7 +10,10 @@ import sys
 
 import pytest
 from support.processes import descendants_named, wait_for
-from support.runs import UNDISTURBED, ends, grpo, launch, start
+from support.runs import UNDISTURBED, ends, ends_with_one_line, grpo, launch, start
+
+from faults.errors import UserError, command
+from faults.streams import Lasting
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
 
@@ -21,14 +25,6 @@ def workers(pid):
 
 def steps_done(folder):
     return (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
-
-
-def ends_with_one_line(process, code, *words):
-    out = ends(process, code)
-    assert "Traceback" not in out, out
-    (line,) = [x for x in out.splitlines() if x.startswith(("stopped: ", "error: "))]
-    assert all(word in line for word in words), line
-    return out
 
 
 @pytest.mark.slow
@@ -105,3 +101,42 @@ def test_a_policy_that_blew_up_stops_at_the_sampler(heldout, tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(heldout):
     out = grpo("--arm", "vanilla", "--steps", 2, "--heldout", heldout, "--out", "/proc/nowhere", code=2)
     assert next(x for x in out.splitlines() if x.startswith("error: ")).startswith("error: cannot write the run folder")
+
+
+# --- the standard streams ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_gone_takes_what_comes(tmp_path):
+    for gone in ("pipe", "full"):
+        if gone == "pipe":
+            reader, writer = os.pipe()
+            os.close(reader)
+            stream = os.fdopen(writer, "w")
+        else:
+            stream = open("/dev/full", "w")
+        lasting = Lasting(stream)
+        for _ in range(3):
+            assert lasting.write("x" * 10_000) == 10_000
+            lasting.flush()
+        stream.close()  # what is still held has a place to go
+
+
+def test_text_that_the_encoding_does_not_have_is_written_all_the_same():
+    kept = io.BytesIO()
+    lasting = Lasting(io.TextIOWrapper(kept, encoding="ascii"))
+    lasting.write("na\u00efve")
+    lasting.flush()
+    assert kept.getvalue() == b"na\\xefve"
+
+
+def test_a_command_leaves_the_streams_as_they_were(capsys):
+    before = sys.stdout, sys.stderr
+
+    @command
+    def main(fails):
+        print("said")
+        if fails:
+            raise UserError("no")
+
+    assert main(False) == 0 and main(True) == 2 and (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("said\nsaid\n", "error: no\n")

@@ -63,6 +63,8 @@ def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
         assert x["removed"] >= 0 and -1 <= x["cos_align"] <= 1 and x["entropy"] > 0
     held = {p.name for p in (folder / "checkpoints").iterdir()}
     assert "step-000002.safetensors" in held
+    timings = [json.loads(line) for line in open(folder / "timings.jsonl")]
+    assert all(("discount" in x) == (options["arm"] == "rebound") for x in timings), "the scoring counts as a phase of its own"
     if options["arm"] == "cone":
         assert any(x["active_rows"] for x in lines) or all(x["grad_norm"] == 0 for x in lines)
         assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")

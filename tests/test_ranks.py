@@ -135,6 +135,8 @@ def test_a_run_of_two_ranks(tmp_path):
     lines = [json.loads(x) for x in open(tmp_path / "run" / "metrics.jsonl")]
     assert [x["n"] for x in lines] == [16, 16] and sum(lines[0]["labels"].values()) == 16
     assert (tmp_path / "run" / "done.json").exists() and "hack rate" in outs[0] and "hack rate" not in outs[1]
+    for words in ("held-out separation", "steering, share", "prompts are over", "seconds by phase"):
+        assert words not in outs[1]
     assert torch.isfinite(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors").popitem()[1]).all()
 
 
@@ -157,6 +159,43 @@ def test_a_death_on_the_second_rank_ends_both_with_the_firsts_checkpoint(tmp_pat
     steps = metrics.read_text().count("\n")
     assert f"saved after {steps} steps" in said[0]
     assert (tmp_path / "run" / "checkpoints" / f"step-{steps:06d}.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_is_killed_ends_the_other_with_one_line(killed, tmp_path):
+    """Within the bound of `outputs`: the other does not wait for what never comes."""
+    processes = begin(2, *small_run(tmp_path, "--arm", "vanilla", "--steps", "40", "--save-every", "1000"))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, processes[0])
+    processes[killed].kill()
+    out = outputs(processes, codes=(1, -9))[1 - killed]
+    assert processes[1 - killed].returncode == 1 and "Traceback" not in out, out
+    (line,) = [x for x in out.splitlines() if x.startswith(("stopped: ", "error: "))]
+    assert "another rank of this run has ended" in line and f"--resume {tmp_path / 'run'}" in line
+
+
+@pytest.mark.parametrize(
+    "env, words",
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2"),
+        ({"RANK": "one"}, "RANK=one"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "."}, "LOCAL_RANK=."),
+        ({"WORLD_SIZE": "2"}, "RANK expected"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not come together"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns_is_one_line(env, words, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words) as error:
+        Ranks()
+    assert "\n" not in str(error.value) and "torchrun" in str(error.value)
 
 
 def test_prompts_that_the_ranks_do_not_divide_are_refused():

@@ -1,20 +1,25 @@
 """The command itself, as a user runs it: real processes, the embedded model, small batches."""
 
 import json
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pytest import MonkeyPatch
-from support.runs import UNDISTURBED, ends, grpo, launch, refused, start
+from support.processes import wait_for
+from support.runs import SMALL, UNDISTURBED, ends, ends_with_one_line, grpo, launch, refused, start
 
 import vhack
 from harness.checkpoint import read_checkpoint
 from harness.config import ROOT, read_config
+from sandbox import confine
 
 
 def test_a_run_folder_holds_everything(undisturbed):
@@ -78,6 +83,73 @@ def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, 
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
+def test_a_run_that_is_hung_up_then_stopped_in_its_evaluation_comes_to_the_same_bits(undisturbed, heldout, tmp_path):
+    """Two commands at once share neither a new folder nor a resumed one; what goes on loses no step."""
+    folder = tmp_path / "run"
+    rivals = [start(*UNDISTURBED, "--save-every", 100, "--heldout", heldout, "--out", folder) for _ in range(2)]
+    wait_for(lambda: any(p.poll() is not None for p in rivals), SimpleNamespace(poll=lambda: None))
+    process, second = sorted(rivals, key=lambda p: p.poll() is not None)
+    ends_with_one_line(second, 2, "another process is at work")
+    metrics = folder / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process)
+    process.send_signal(signal.SIGHUP)
+    out = ends_with_one_line(process, 129, f"python grpo.py --resume {folder}")
+    steps = metrics.read_text().count("\n")
+    assert f"after step {steps}" in out and (folder / "checkpoints" / f"step-{steps:06d}.json").exists()
+
+    process = launch("--resume", folder)
+    wait_for(lambda: metrics.read_text().count("\n") > steps, process)
+    assert "another process is at work" in refused("--resume", folder)
+    wait_for((folder / "adapter" / "adapter_model.safetensors").exists, process)
+    process.send_signal(signal.SIGTERM)
+    ends_with_one_line(process, 143, "every step is done", f"python grpo.py --resume {folder}")
+    assert not (folder / "done.json").exists() and not (folder / "eval.json").exists()
+
+    ends(launch("--resume", folder))
+    for name in ("metrics.jsonl", "samples.jsonl", "eval.json", "adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
+
+
+LITTLE = ["--arm", "vanilla", "--steps", 1, "--pairs", 12, "--pairs-heldout", 4, "--steer-prompts", 1]
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(heldout, tmp_path):
+    """As in `python grpo.py | head -1`."""
+    process = start(*LITTLE, "--heldout", heldout, "--out", tmp_path / "run")
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(300) == 0 and (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_standard_streams(heldout, tmp_path):
+    """As in `python grpo.py <&- >&- 2>&-`: nothing of the run takes their numbers, in which a child would find it."""
+    command = shlex.join(map(str, [sys.executable, "grpo.py", *SMALL, *LITTLE, "--heldout", heldout, "--out", tmp_path / "run"]))
+    assert subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], cwd=ROOT, timeout=300).returncode == 0
+    assert (tmp_path / "run" / "done.json").exists()
+    assert subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], cwd=ROOT, timeout=300).returncode == 2, "it already exists"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the process through /proc")
+@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py"])
+def test_ctrl_c_among_the_imports_is_one_line(program, tmp_path):
+    args = [str(tmp_path)] if program == "eval.py" else ["--scale", "pocket", "--out", str(tmp_path / "out")]
+    command = [sys.executable, program, *args]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(lambda: "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+    process.send_signal(signal.SIGINT)
+    assert ends(process, 130) == "interrupted\n" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", ["-I", "-OO"])
+@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py"])
+def test_flags_of_the_interpreter(flags, program):
+    """Isolated, a script's folder is not on the path; without docstrings transformers cannot be imported."""
+    done = subprocess.run([sys.executable, flags, program, "--nonsense"], cwd=ROOT, text=True, capture_output=True)
+    words = "python -OO" if flags == "-OO" else "'run'" if program == "eval.py" else "--nonsense"
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and words in done.stderr
+
+
 def test_checkpoints_keep_two_and_each_fits_its_hash(undisturbed):
     files = sorted((undisturbed[0] / "checkpoints").glob("step-*.json"))
     assert [f.stem for f in files] == ["step-000004", "step-000005"]
@@ -89,6 +161,13 @@ def test_checkpoints_keep_two_and_each_fits_its_hash(undisturbed):
 def test_resume_refuses_other_settings_and_finished_runs(undisturbed, tmp_path):
     folder = undisturbed[0]
     assert "finished" in refused("--resume", folder)
+    lost = tmp_path / "lost"
+    shutil.copytree(folder, lost)
+    shutil.rmtree(lost / "checkpoints")
+    (lost / "done.json").unlink()
+    before = (lost / "metrics.jsonl").read_bytes()
+    assert "none of its checkpoints is whole" in refused("--resume", lost)
+    assert (lost / "metrics.jsonl").read_bytes() == before
     torn = tmp_path / "torn"
     torn.mkdir()
     (torn / "config.json").write_bytes((folder / "config.json").read_bytes())
@@ -106,16 +185,11 @@ def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
     assert torch.equal(found.hack.d, saved.d) and found.own is found.hack and found.hack.layers == saved.layers
 
 
-def test_strict_is_refused_before_anything_is_written(tmp_path):
+def test_strict_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     """A layer of containment that no machine has, so that one is missing here."""
-    code = (
-        "import sys, sandbox.confine as c; c.LAYERS = (*c.LAYERS, 'a wall that is nowhere');"
-        "sys.argv = ['grpo.py', *sys.argv[1:]];"
-        "import runpy; runpy.run_path('grpo.py', run_name='__main__')"
-    )
-    args = ["--scale", "pocket", "--sandbox-strict", "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "a wall that is nowhere" in done.stderr and not (tmp_path / "run").exists()
+    monkeypatch.setattr(confine, "LAYERS", (*confine.LAYERS, "a wall that is nowhere"))
+    assert "a wall that is nowhere" in refused("--sandbox-strict", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_folder_is_never_overwritten(undisturbed):
@@ -158,15 +232,18 @@ def test_auto_says_what_was_missing():
 
 
 def test_a_model_that_is_nowhere_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = refused("--model", "no/such", "--out", tmp_path / "out")
     assert "no/such" in said and "--model" in said and not (tmp_path / "out").exists()
 
 
-def test_a_run_begun_with_other_data_is_not_gone_on_with(undisturbed, heldout, tmp_path):
+def test_a_run_begun_with_other_data_or_pairs_is_not_gone_on_with(undisturbed, heldout, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     config = json.loads((undisturbed[0] / "config.json").read_text())
-    config["hashes"]["heldout"] = "0" * 16
+    config["hashes"] |= {"heldout": "0" * 16, "pairs": "0" * 16}
     (folder / "config.json").write_text(json.dumps(config))
-    assert "another heldout" in refused("--resume", folder)
+    assert "another heldout and another pairs" in refused("--resume", folder)
+    del config["hashes"], config["ranks"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "another model and another data" in refused("--resume", folder)

@@ -1,10 +1,15 @@
 """From pairs to v: styles, separation, denoising against numpy, lifts against finite differences, the cone's rows."""
 
+import dataclasses
+import json
 import math
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.models import tiny_qwen3
 
 import vhack as vh
@@ -24,7 +29,9 @@ from engine.lora import flatten_params, inject, lora_parameters, slices, write_p
 from engine.sampler import Rollout
 from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
-from harness.config import POCKET
+from harness import setup
+from harness.config import POCKET, Config, portable
+from harness.scale import filled
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
 
 VOCAB = 662  # of the pocket tokenizer: all ids of its model
@@ -242,12 +249,125 @@ def test_shared_tokens_count_as_context():
 def test_steering_reports_a_rate_for_every_strength(pocket, pocket_tokenizer, pairs, problems):
     inject(pocket, 4, 4, 0)
     hack = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16)
-    result = vh.steer(
-        pocket, pocket_tokenizer, hack, problems[:4], strengths=(0.0, 2.0), temperature=0.7, max_new_tokens=48, seed=0, samples=2
-    )
+    result = vh.steer(pocket, pocket_tokenizer, hack, problems[:2], Config(max_new_tokens=48), strengths=(0.0, 2.0))
     assert list(result["rates"]) == ["0.0", "2.0"] and all(0 <= r <= 1 for r in result["rates"].values())
     assert len(result["samples"]) == 2 and isinstance(result["rises"], bool)
 
 
 def test_tiny_random_model_does_not_define_a_band_outside_its_depth():
     assert vh.band(len(vh.decoder_layers(tiny_qwen3()))) == [2]
+
+
+# --- the command -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extraction(tmp_path, monkeypatch):
+    """A small extraction; what its samplers were closed with."""
+    closed = []
+    monkeypatch.setattr(TorchSampler, "close", lambda self: closed.append(self))
+    options = dict(scale="pocket", pairs=12, pairs_heldout=4, steer_prompts=1, max_new_tokens=24, out=tmp_path / "v.safetensors")
+    cfg = Config(**options)
+    monkeypatch.setattr(vh, "CONFIG", cfg, raising=False)
+    return cfg, closed
+
+
+def test_the_command_closes_its_sampler_and_writes_the_whole_file(extraction, capsys):
+    cfg, closed = extraction
+    assert vh.main() == 0, capsys.readouterr().err
+    assert len(closed) == 1 and vh.load(cfg.out).d.norm() == pytest.approx(1)
+    assert [p.name for p in cfg.out.parent.iterdir()] == ["v.safetensors"]
+    before = cfg.out.read_bytes()
+    assert vh.main() == 2 and "already exists" in capsys.readouterr().err and cfg.out.read_bytes() == before
+
+
+def test_the_command_closes_its_sampler_when_it_fails(extraction, capsys):
+    cfg, closed = extraction
+    cfg.pairs = 10**6  # more than there are problems
+    assert vh.main() == 2 and "lower --pairs" in capsys.readouterr().err and len(closed) == 1 and not cfg.out.exists()
+
+
+@pytest.mark.parametrize("out", ["missing/v.safetensors", "file/v.safetensors"])
+def test_a_place_that_cannot_be_written_is_said_before_the_work(out, extraction, tmp_path, capsys):
+    cfg, closed = extraction
+    (tmp_path / "file").write_text("")
+    cfg.out = tmp_path / out
+    assert vh.main() == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "held-out" not in said.out and not closed
+
+
+def test_a_direction_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    hack = vh.VHack(torch.ones(4) / 2, 1.0, [1], 1, 2, 1.0, 0.5, [(1, 1.0, 2.0)], "abc")
+    vh.save(hack, tmp_path / "v.safetensors", "m")
+    before = (tmp_path / "v.safetensors").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        vh.save(dataclasses.replace(hack, gap=2.0), tmp_path / "v.safetensors", "m")
+    assert (tmp_path / "v.safetensors").read_bytes() == before and vh.load(tmp_path / "v.safetensors").gap == 1.0
+
+
+def test_a_full_disk_ends_the_command_with_one_line(extraction, monkeypatch, capsys):
+    cfg, closed = extraction
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert vh.main() == 2 and "No space left" in capsys.readouterr().err and len(closed) == 1 and not cfg.out.exists()
+
+
+# --- setting up ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_up_that_fails_after_the_engine_started_ends_the_engine(extraction, tmp_path, monkeypatch):
+    """A run folder without an adapter; and a model that the adapter does not fit, which inject says."""
+    cfg, closed = extraction
+    cfg = filled(cfg, "pocket")
+    (tmp_path / "config.json").write_text(json.dumps({"config": portable(cfg)}))
+    with pytest.raises(UserError, match="cannot read the adapter"):
+        setup.open_run(tmp_path)
+    assert len(closed) == 1
+    monkeypatch.setattr(setup, "inject", partial(inject, targets="no such layer"))
+    with pytest.raises(UserError, match="no linear layer"):
+        setup.set_up(cfg)
+    assert len(closed) == 2
+
+
+def damaged(folder, how):
+    shutil.copytree(POCKET, folder, ignore=shutil.ignore_patterns("*.jsonl", "*.manifest", "*.py", "__pycache__"))
+    files = {"weights": "model.safetensors", "tokenizer": "tokenizer.json", "config": "config.json"}
+    path = folder / files.get(how, "chat_template.jinja")
+    if how in ("weights", "tokenizer"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "config":
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": "wide"}))
+    elif how == "no template":
+        path.unlink()
+    elif how in ("nan", "huge"):
+        weights = load_file(folder / "model.safetensors")
+        name = next(n for n in weights if n.endswith("down_proj.weight"))
+        weights[name][:] = float("nan") if how == "nan" else torch.finfo(weights[name].dtype).max
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        path.write_text({"broken": "{% if %}", "empty": "", "refusing": "{{ raise_exception('no') }}"}[how.split()[0]])
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("weights", "cannot load the model"),
+        ("tokenizer", "cannot load the tokenizer"),
+        ("config", "hidden_size"),
+        ("no template", "chat template"),
+        ("broken template", "chat template"),
+        ("empty template", "empty prompt"),
+        ("refusing template", "chat template"),
+        ("nan", "down_proj.weight holds values that are not finite"),
+        ("huge", "weights are damaged"),
+    ],
+)
+def test_a_damaged_model_is_one_line(how, words, extraction, tmp_path, capsys):
+    """And none that blames the learning rate: no step was done."""
+    cfg, _ = extraction
+    damaged(tmp_path / "model", how)
+    cfg.model = str(tmp_path / "model")
+    assert vh.main() == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert words in line and "--lr" not in line and not cfg.out.exists()

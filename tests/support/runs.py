@@ -1,10 +1,14 @@
 """The command itself, as a user runs it: real processes, the embedded model, small batches."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 
-from harness.config import ROOT
+import grpo as grpo_module
+from faults.errors import command
+from harness.config import ROOT, parse, resumed
 
 SMALL = [
     "--scale",
@@ -53,21 +57,32 @@ def ends(process, code=0):
     return out
 
 
+def ends_with_one_line(process, code, *words):
+    """The same, where that is a refusal or an early end: it says so in one line, which holds the words."""
+    out = ends(process, code)
+    assert "Traceback" not in out, out
+    (line,) = [x for x in out.splitlines() if x.startswith(("stopped: ", "error: "))]
+    assert all(word in line for word in words), line
+    return out
+
+
 def grpo(*args, code=0, cwd=ROOT):
     """What a small run printed."""
     return ends(start(*args, cwd=cwd), code)
 
 
+@command
+def _grpo(argv):
+    cfg = parse(argv)
+    grpo_module.CONFIG = resumed(cfg, argv) if cfg.resume else cfg
+    return grpo_module.main()
+
+
 def refused(*args):
-    """The one line of a refused command."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "grpo.py"), "--scale", "pocket", *map(str, args)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
-    assert process.returncode == 2, process.stdout + process.stderr
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in process.stderr
+    """The one line of a refused command; in this process, for a mistake needs no process of its own."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = _grpo(["--scale", "pocket", *map(str, args)])
+    errors = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1, said.getvalue()
     return errors[0]
