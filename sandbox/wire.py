@@ -119,8 +119,13 @@ def _build(node: Any, left: list[int]) -> Any:
         return node
     ((tag, body),) = node.items()
     if tag == "int":
-        return int(body, 16)
+        number = int(body, 16)
+        if f"{number:x}" != body:  # int() reads "0x_1 " too: what `encode` does not write is no value
+            raise NotPlain("no integer")
+        return number
     if tag == "str":
+        if type(body) is not list:
+            raise NotPlain("no text")
         return "".join(map(chr, body))
     if tag == "numpy":
         return _numpy_scalar(*(_build(part, left) for part in body))
