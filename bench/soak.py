@@ -178,10 +178,10 @@ def soak(programs: int, workers: int, seed: int) -> list[str]:
         restarts, explained = pool.restarts, run.explained()
         changes = ", ".join(f"{name} {baseline[name]} -> {state[name]}" for name in baseline)
         counts = f"{run.attacks.total()} attacks of {len(run.attacks)} kinds, {run.honest.total()} honest"
-        print(
-            f"{done} programs ({counts}), {workers} workers, seed {seed}, {time.monotonic() - started:.0f} s: {restarts} restarts (explained: {explained or 'none'}), "
-            f"{changes}; {'PASSED' if not run.violations else f'{len(run.violations)} VIOLATIONS'}"
-        )
+        causes, seconds = explained or "none", time.monotonic() - started
+        verdict = f"{len(run.violations)} VIOLATIONS" if run.violations else "PASSED"
+        print(f"{done} programs ({counts}), {workers} workers, seed {seed}, {seconds:.0f} s:", end=" ")
+        print(f"{restarts} restarts (explained: {causes}), {changes}; {verdict}")
         return run.violations
 
 

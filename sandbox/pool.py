@@ -101,8 +101,8 @@ class Sandbox:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers (the interpreters that fork the runs)."""
-        return [worker.pid for worker in self._workers]
+        """Process ids of the workers (the interpreters that fork the runs); not of one that is just starting."""
+        return [worker.pid for worker in self._workers if worker.pid]
 
     def close(self) -> None:
         """End the workers and remove their directory."""

@@ -201,6 +201,13 @@ def test_a_pool_closed_while_a_worker_is_replaced_waits_for_no_program(monkeypat
             pool.run([Program("import time\ndef f(): time.sleep(60)", ["f()"], lambda i, v: True)])
 
 
+def test_a_worker_that_is_just_starting_has_no_process_id_to_send_signals_to(monkeypatch):
+    """0 would be the caller's own process group."""
+    with Sandbox(workers=1) as pool:
+        monkeypatch.setattr(pool._workers[0], "pid", 0)
+        assert pool.pids == []
+
+
 # ---- what a verdict costs -----------------------------------------------------------------------------------------
 
 
