@@ -17,6 +17,7 @@ import signal
 import struct
 import sys
 import sysconfig
+from contextlib import suppress
 
 from sandbox.seccomp import (
     COLUMN,
@@ -162,10 +163,10 @@ def _private_root(base: str, uid: int) -> str:
             os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
             os.close(os.open(target, os.O_CREAT, 0o644))
         _mount(path, target, flags=_MS_BIND | _MS_REC)
-        if path not in DEVICES:
-            # A user namespace may not clear flags that the original mount carries, so they are said again.
-            kept = os.statvfs(path).f_flag & ~_MS_RDONLY & 0x1C0F
-            _mount(None, target, flags=_MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
+        # Devices too: they are written to all the same, and keep their times. A user namespace may not clear flags that the
+        # original mount carries, so they are said again.
+        kept = os.statvfs(path).f_flag & ~_MS_RDONLY & 0x1C0F
+        _mount(None, target, flags=_MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
     os.mkdir(base + "/run")
     _mount("tmpfs", base + "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=64m,nr_inodes=8192,mode=700")
     if os.getuid() == 0:
@@ -216,6 +217,12 @@ def adopt_orphans() -> None:
     """Make this process the parent of whatever its children leave behind, so that nothing escapes it (Linux)."""
     if sys.platform.startswith("linux"):
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def go_first() -> None:
+    """Where memory runs out the kernel shall end a run, and not the trainer, which is larger (Linux)."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as handle:
+        handle.write("1000")
 
 
 # ---- in the worker's own process, and in every fork ------------------------------------------------------------------

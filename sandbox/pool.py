@@ -45,6 +45,7 @@ _HONEST = Program("def f(): return 1", ["f()"], lambda i, value: value == 1)
 _START_SECONDS = 60.0  # of trying before the machine, and not a program, is taken to be at fault
 _PREFIX = "sandbox-"
 ENDED_ITS_WORKER = "ended its worker twice"  # the note of a program that did
+_SMALL, _SMALL_AT_ONCE = 4096, 64  # bytes of a small piece from a run; how many are read as they come
 
 
 class SandboxDied(PartDied):
@@ -73,14 +74,19 @@ class Sandbox:
         self._limits = cpu_seconds, wall_seconds
         self._options = [str(cpu_seconds), str(wall_seconds), *without]
         self._closed = False
-        self._base, self._lock = _own_folder()
+        _fill_standard_streams()
         count = workers or _usable_cores()
         self._workers: list[_Worker] = []
         self._threads = ThreadPoolExecutor(count, "sandbox")
+        self._base, self._lock = _own_folder()
         try:
-            self._workers = [_Worker(self._base, self._options) for _ in range(count)]
+            for _ in range(count):
+                self._workers.append(_Worker(self._base, self._options))
             self.layers, *_ = [worker.ready() for worker in self._workers]
             self._report(strict)
+        except OSError as error:
+            self.close()
+            raise SandboxDied(f"a sandbox worker did not start: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -96,8 +102,8 @@ class Sandbox:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers (the interpreters that fork the runs)."""
-        return [worker.pid for worker in self._workers]
+        """Process ids of the workers (the interpreters that fork the runs); not of one that is just starting."""
+        return [worker.pid for worker in self._workers if worker.pid]
 
     def close(self) -> None:
         """End the workers and remove their directory."""
@@ -151,8 +157,9 @@ class Sandbox:
                 raise RuntimeError("the sandbox is closed")
             try:
                 self._workers[number] = _Worker(self._base, self._options)
-                self._workers[number].ready()
-                return
+                if not self._closed:  # else `close` may have missed this one
+                    self._workers[number].ready()
+                    return
             except (SandboxDied, OSError) as error:
                 self._workers[number].close()
                 if time.monotonic() > trying_until:
@@ -224,8 +231,12 @@ class _Worker:
                 with suppress(ConnectionError):  # a program may end, or close its socket, before all is read
                     stream.sendall(_job(program))
                     stream.shutdown(socket.SHUT_WR)
+                    small = 0
                     while not verdict.decided and time.monotonic() < until and (chunk := stream.recv(1 << 18)):
                         verdict.take(chunk)
+                        small += len(chunk) < _SMALL
+                        if small > _SMALL_AT_ONCE and not verdict.decided:
+                            time.sleep(min(small / 5000, 0.1))  # honest runs write every 20 ms; bytes one by one cost seconds
             if verdict.decided:
                 self._control.sendall(wire.HEAD.pack(wire.KILL, 0))  # let the worker end the run now
             self._control.settimeout(max(until - time.monotonic(), 1.0))
@@ -312,6 +323,14 @@ def _own_folder() -> tuple[str, int]:
         return base, lock
     except OSError as error:
         raise UserError(f"the sandbox needs a temporary directory to write to: {error.strerror or error}; set TMPDIR") from None
+
+
+def _fill_standard_streams() -> None:
+    """Open those of the three descriptors that are closed: a socket to a worker, with that number, would get what any library
+    writes to standard error."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from itertools import islice
 
 
@@ -28,26 +29,57 @@ def sweep(directory: str, scratch: str) -> bool:
 
 
 def empty(directory: str) -> None:
-    """Empty a directory that a hostile program has filled, however deep, without following links. Raises OSError."""
+    """Empty a directory that a hostile program has filled, however deep, without following links. Raises OSError.
+
+    What lies deep is moved up, so that no path grows long and nothing recurses. Where it may not move, because Landlock forbids
+    that on kernels before 5.19, it is walked to by descriptors: slower, since Landlock looks at every folder above."""
+    here, depth = _open_directory(directory, None), 0
+    try:
+        while True:
+            inner = _remove(here, _LEVELS)
+            if inner is None and depth == 0:
+                return
+            if inner:
+                with suppress(OSError):
+                    os.rename(inner, fresh_name(), src_dir_fd=here, dst_dir_fd=here)
+                    continue
+            following = _open_directory(inner or "..", here)
+            depth += inner.count("/") + 1 if inner else -1
+            os.close(here)
+            here = following
+    finally:
+        os.close(here)
+
+
+_LEVELS = 8  # directories that lie no deeper go in one pass
+
+
+def _open_directory(name: str, inside: int | None) -> int:
+    os.chmod(name, 0o700, dir_fd=inside)
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+
+
+def _remove(here: int, levels: int) -> str | None:
+    """Remove what lies at most so many levels below; the path from here to a directory that lies deeper, None if all went."""
     while True:
-        os.chmod(directory, 0o700)
-        with os.scandir(directory) as listing:
+        with os.scandir(here) as listing:
             entries = list(islice(listing, 256))  # by the handful: the worker must not grow with what it removes
         if not entries:
-            return
+            return None
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
+                os.unlink(entry.name, dir_fd=here)
                 continue
-            os.chmod(entry.path, 0o700)
-            # A level of depth a pass, by moving the inner directories up: no path grows long, and nothing recurses.
-            with os.scandir(entry.path) as listing:
-                inside = list(islice(listing, 256))
-            for inner in inside:
-                if inner.is_dir(follow_symlinks=False):
-                    os.chmod(inner.path, 0o700)
-                    os.rename(inner.path, os.path.join(directory, fresh_name()))
-                else:
-                    os.unlink(inner.path)
-            if len(inside) < 256:
-                os.rmdir(entry.path)
+            with suppress(OSError):
+                os.rmdir(entry.name, dir_fd=here)
+                continue
+            if not levels:
+                return entry.name
+            inner = _open_directory(entry.name, here)
+            try:
+                deeper = _remove(inner, levels - 1)
+            finally:
+                os.close(inner)
+            if deeper is not None:
+                return f"{entry.name}/{deeper}"
+            os.rmdir(entry.name, dir_fd=here)

@@ -58,9 +58,10 @@ _Instruction = tuple[int, int, int, int]  # of the filter: code, jumps when true
 # ---- what may be called ------------------------------------------------------------------------------------------------
 
 # Numbers of every call that a run may make: {name: (x86-64, arm64)}, None where the machine has no such call. All other
-# calls answer "not implemented", as on a kernel that lacks them: no sockets, no exec, no fork, no signals to others.
+# calls answer "not implemented", as on a kernel that lacks them: no sockets, no exec, no fork, no signals to others; nothing
+# that changes a file by its name and that no Landlock, or no old one, looks at: its length, mode, owner, times.
 _ALLOWED = {
-    "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "poll": (7, None), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226),
     "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139), "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66),
@@ -68,7 +69,7 @@ _ALLOWED = {
     "madvise": (28, 233), "dup": (32, 23), "dup2": (33, None), "pause": (34, None), "nanosleep": (35, 101),
     "getitimer": (36, 102), "alarm": (37, None), "setitimer": (38, 103), "getpid": (39, 172), "sendfile": (40, 71),
     "exit": (60, 93), "uname": (63, 160), "fsync": (74, 82), "fdatasync": (75, 83),
-    "truncate": (76, 45), "ftruncate": (77, 46), "getdents": (78, None), "getcwd": (79, 17), "chdir": (80, 49),
+    "ftruncate": (77, 46), "getdents": (78, None), "getcwd": (79, 17), "chdir": (80, 49),
     "fchdir": (81, 50), "rename": (82, None), "mkdir": (83, None), "rmdir": (84, None), "creat": (85, None),
     "unlink": (87, None), "symlink": (88, None), "readlink": (89, None), "umask": (95, 166),
     "gettimeofday": (96, 169), "getrlimit": (97, 163), "getrusage": (98, 165), "sysinfo": (99, 179),
@@ -77,14 +78,14 @@ _ALLOWED = {
     "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "statfs": (137, 43), "fstatfs": (138, 44),
     "arch_prctl": (158, None), "setrlimit": (160, 164), "gettid": (186, 178), "time": (201, None),
     "futex": (202, 98), "sched_getaffinity": (204, 123), "getdents64": (217, 61), "set_tid_address": (218, 96),
-    "restart_syscall": (219, 128), "fadvise64": (221, 223), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115), "exit_group": (231, 94), "epoll_wait": (232, None), "epoll_ctl": (233, 21),
-    "openat": (257, 56), "mkdirat": (258, 34), "newfstatat": (262, 79), "unlinkat": (263, 35),
+    "mkdirat": (258, 34), "newfstatat": (262, 79), "unlinkat": (263, 35),
     "renameat": (264, 38), "symlinkat": (266, 36), "readlinkat": (267, 78), "faccessat": (269, 48),
-    "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99), "utimensat": (280, 88),
+    "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99),
     "epoll_pwait": (281, 22), "eventfd2": (290, 19), "epoll_create1": (291, 20), "dup3": (292, 24),
     "pipe2": (293, 59), "getcpu": (309, 168), "renameat2": (316, 276), "getrandom": (318, 278),
-    "membarrier": (324, 283), "copy_file_range": (326, 285), "statx": (332, 291), "rseq": (334, 293),
+    "copy_file_range": (326, 285), "statx": (332, 291), "rseq": (334, 293),
     "close_range": (436, 436), "faccessat2": (439, 439),
 }  # fmt: skip
 # What the worker needs beside those, and `lock` takes away.
@@ -95,16 +96,17 @@ _WORKER_ONLY = {
 _CLONE = (56, 220)  # for the worker: no new namespaces; for a run: threads alone
 _IOCTL = (16, 29)  # allowed for what isatty() and close-on-exec ask
 _PRLIMIT = (302, 261)  # allowed on the caller itself
-_FCNTL = (72, 25)  # allowed for what moves no signals: a descriptor's owner gets one, of any process of the user
+_FCNTL = (72, 25)  # allowed for what stays with the caller: a descriptor's owner gets signals, a lock is seen by all
+_OPEN, _OPENAT = (2, None), (257, 56)  # allowed, but for emptying a file without opening it for writing
 
 # ---- the system-call filter ---------------------------------------------------------------------------------------
 
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH, _ARG0, _ARG1, _ARG2 = 0, 4, 16, 24, 32  # offsets in struct seccomp_data, low words of the arguments
 _CLONE_THREAD, _X32_BIT, _NEW_NAMESPACES = 0x10000, 0x40000000, 0x7E020080
-_F_SETFL, _O_ASYNC = 4, 0x2000
-_FILE_ORDERS = (0, 1, 2, 3, 5, 6, 7, 36, 37, 38, 1030)  # F_DUPFD .. F_SETLKW, the three F_OFD_*, F_DUPFD_CLOEXEC
+_F_SETFL, _O_ASYNC, _O_TRUNC = 4, 0x2000, 0x200
+_FILE_ORDERS = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 _TTY_QUESTIONS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
 
 
@@ -115,12 +117,16 @@ def _worker_filter() -> list[_Instruction]:
     if _machine == "x86_64":
         head += [(_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT), _REFUSE]  # the x32 numbers name the same calls again
     set_flags = [(_LOAD, 0, 0, _ARG2), (_JUMP_SET, 0, 1, _O_ASYNC), _REFUSE, _PERMIT]
+    not_writing = [(_AND, 0, 0, 3), (_JUMP_EQUAL, 2, 0, os.O_WRONLY), (_JUMP_EQUAL, 1, 0, os.O_RDWR), _REFUSE, _PERMIT]
     by_argument = [
         *_when(_CLONE, (_LOAD, 0, 0, _ARG0), (_JUMP_SET, 0, 1, _NEW_NAMESPACES), _REFUSE, _PERMIT),
         *_when(_PRLIMIT, (_LOAD, 0, 0, _ARG0), (_JUMP_EQUAL, 0, 1, 0), _PERMIT, _REFUSE),
         *_when(_IOCTL, (_LOAD, 0, 0, _ARG1), *_any_of(_TTY_QUESTIONS)),
         *_when(_FCNTL, (_LOAD, 0, 0, _ARG1), (_JUMP_EQUAL, 0, 4, _F_SETFL), *set_flags, *_any_of(_FILE_ORDERS)),
+        *_when(_OPENAT, (_LOAD, 0, 0, _ARG2), (_JUMP_SET, 0, 4, _O_TRUNC), *not_writing),
     ]
+    if _machine == "x86_64":  # the other has no such call
+        by_argument += _when(_OPEN, (_LOAD, 0, 0, _ARG1), (_JUMP_SET, 0, 4, _O_TRUNC), *not_writing)
     return [*head, *by_argument, *_any_of(numbers)]
 
 
@@ -140,9 +146,11 @@ def _numbers(calls: dict[str, tuple[int, int | None]]) -> list[int]:
 _PERMIT, _REFUSE = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
 
 
-def _when(call: tuple[int, int], *checks: _Instruction) -> list[_Instruction]:
+def _when(call: tuple[int | None, int | None], *checks: _Instruction) -> list[_Instruction]:
     """Instructions taken for one call, skipped for any other (its number is in the accumulator before and after)."""
-    return [(_JUMP_EQUAL, 0, len(checks), call[COLUMN]), *checks]
+    number = call[COLUMN]
+    assert number is not None
+    return [(_JUMP_EQUAL, 0, len(checks), number), *checks]
 
 
 def _any_of(values: Sequence[int]) -> list[_Instruction]:

@@ -123,11 +123,18 @@ def _build(node: Any) -> Any:
         return node
     ((tag, body),) = node.items()
     if tag == "int":
-        return int(body, 16)
+        number = int(body, 16)
+        if f"{number:x}" != body:  # int() reads "0x_1 " too: what `encode` does not write is no value
+            raise NotPlain("no integer")
+        return number
+    if type(body) is not list:
+        raise NotPlain("no items")
     if tag == "str":
         return "".join(map(chr, body))
     items = [_build(item) for item in body]
     if tag in _MAKE_MAPPING:
+        if any(type(pair) is not list for pair in items):
+            raise NotPlain("no pairs")
         spread(key for key, _ in items)
         return _MAKE_MAPPING[tag](items)
     return _MAKE_SEQUENCE[tag](spread(items) if tag == "set" else items)

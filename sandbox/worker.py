@@ -125,7 +125,10 @@ def start(arguments: Sequence[str]) -> NoReturn:
     The control socket is standard input. arguments: scratch folder, CPU seconds (whole), wall seconds, layers to leave off."""
     scratch, cpu_seconds, wall_seconds, *without = arguments
     control = socket.socket(fileno=0)
+    os.umask(0o022)  # the caller's may hide the private root from the user that the worker becomes
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the caller may have blocked the signal that says that a run has ended
     try:
+        confine.go_first()
         layers, scratch = confine.enter(scratch, without)
         pid = os.fork()  # the child is the first process of the new process-id namespace
         if pid == 0:
@@ -236,7 +239,9 @@ class _Worker:
             signal.set_wakeup_fd(-1)
             os.setsid()
             os.chdir(directory)
-            os.dup2(1, 0)  # standard output is /dev/null; standard input was the control socket
+            null = os.open(os.devnull, os.O_RDWR)  # this run's own: what a shared one is told, a lock say, the next could read
+            for stream in (0, 1, 2):  # standard input was the control socket
+                os.dup2(null, stream)
             os.dup2(fd, 3)
             os.closerange(4, 1 << 16)
             if "random" in sys.modules:
