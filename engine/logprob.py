@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
+BLOCK_ELEMENTS_CUDA = 2**27  # 512 MiB: small products leave most of a card idle
 VOCAB_BLOCK = 2**14  # rows of lm_head held in float32 at a time: 128 MiB at hidden 2,048
 
 
@@ -40,7 +41,8 @@ def token_logprobs(
         raise ValueError("token_logprobs gives the lm_head no gradient: freeze it")
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
         raise ValueError(f"a target id lies outside the vocabulary of {len(weight)}")
-    chunk = chunk or max(1, BLOCK_ELEMENTS // min(len(weight), VOCAB_BLOCK))
+    elements = BLOCK_ELEMENTS_CUDA if hidden.is_cuda else BLOCK_ELEMENTS
+    chunk = chunk or max(1, elements // min(len(weight), VOCAB_BLOCK))
     return _TokenLogprobs.apply(hidden, weight, targets, float(temperature), chunk)
 
 
