@@ -27,8 +27,10 @@ class Stopped(Exception):
     code = 1
 
 
-class Signalled(Stopped):
-    """A signal asked the run to stop, and it did, after a whole step. Exit code 128 + the signal's number, as a shell has it."""
+class Signalled(KeyboardInterrupt):
+    """A signal asked the run to stop, and it did. Exit code 128 + the signal's number, as a shell has it.
+
+    Like Ctrl-C it may be raised anywhere, in a library's code too, and passes through every `except Exception` on its way."""
 
     def __init__(self, text: str, number: int):
         super().__init__(text)
@@ -103,7 +105,7 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
-            except Stopped as error:
+            except (Stopped, Signalled) as error:
                 print(f"stopped: {error}", file=sys.stderr)
                 return error.code
             except KeyboardInterrupt:
