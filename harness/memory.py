@@ -28,6 +28,9 @@ SURFACE_FORMS = 4  # of the hack: rows a context with --cone-split (arms.cone.FO
 STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation
+ROOMY = (
+    0.75  # of a card: what a plan without full recomputation may take, whose largest item is an estimate that no card has seen
+)
 BF16, F32 = 2, 4  # bytes
 
 # The published shapes, for a machine without the models. A config on disk always goes first.
@@ -191,7 +194,9 @@ def fitted(cfg: Config) -> Config:
     def chosen(cfg: Config) -> tuple[Config, list[str]]:
         for micro, recompute in CHOICES:
             tried = replace(cfg, micro_tokens=cfg.micro_tokens or micro, recompute=cfg.recompute or recompute)
-            if not (said := advice(plan_for(config, tried, card), card)):
+            items = plan_for(config, tried, card)
+            said, roomy = advice(items, card), peak(items, "training") <= ROOMY * card
+            if not said and (roomy or tried.recompute == "all" or cfg.recompute):
                 break
         return tried, said
 
