@@ -46,11 +46,12 @@ from torch import Tensor
 from arms.cone import FORMS, contrast_rows, hack_contrasts
 from arms.pairs import Pair, make_pairs, pair_contexts, pairs_hash
 from engine.forward import last_hidden
+from engine.logprob import consecutive
 from engine.lora import adapter_off, flatten, lora_modules, lora_parameters, slices
 from engine.model import band, decode, decoder_layers, encode_prompt
 from engine.torch_sampler import TorchSampler
 from faults.files import write_atomic
-from harness.memory import STEER_TOKENS
+from harness.memory import LIFT_TOKENS, STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
 from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
@@ -211,8 +212,9 @@ def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int
     else:
         sequences = [encode_pair(tokenizer, p) for p in pairs]
         v = torch.zeros(sum(p.numel() for p in params.values()), device=model.device)
-        for start in range(0, len(pairs), 16):  # a bounded graph; gradients add up
-            h = last_hidden(model, [s for pair in sequences[start : start + 16] for s in pair])[:, vhack.layers].mean(1)
+        costs = [max(LIFT_TOKENS // 16, 2 * max(map(len, pair))) for pair in sequences]
+        for group in consecutive(costs, LIFT_TOKENS):  # a bounded graph; gradients add up
+            h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [2 pairs, hidden]
             along = ((h[0::2] - h[1::2]) @ vhack.d.to(h.device)).sum() / len(pairs)
             grads = torch.autograd.grad(along, list(params.values()), allow_unused=True)
             v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.forward import Batch
+from engine.logprob import consecutive
 from engine.lora import copies_at_once, lora_parameters, per_example
 from engine.model import decode
 from engine.sampler import Rollout
@@ -113,7 +114,7 @@ def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int 
     least = math.ceil(max_tokens / copies_at_once(size))
     lengths = [max(least, max(len(s) for s, _ in [*r.hack, r.clean]) * (len(r.hack) + 1)) for r in rows]
     J, f = torch.zeros(len(rows), size, device=model.device), torch.zeros(len(rows), device=model.device)
-    for group in _groups(lengths, max_tokens):
+    for group in consecutive(lengths, max_tokens):
         sequences, index = [], []
         for k, i in enumerate(group):
             sequences += [*rows[i].hack, rows[i].clean]
@@ -129,19 +130,6 @@ def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int 
         J[group] = torch.cat([g.reshape(len(group), -1) for g in grads], 1)
         f[group] = torch.stack(odds).detach()
     return J, f
-
-
-def _groups(costs: list[int], budget: int) -> list[list[int]]:
-    """Consecutive indices whose costs add up to at most `budget` (one index at least)."""
-    groups: list[list[int]] = []
-    total = math.inf
-    for i, cost in enumerate(costs):
-        if total + cost > budget:
-            groups.append([])
-            total = 0
-        groups[-1].append(i)
-        total += cost
-    return groups
 
 
 def branch_logprobs(model: Any, sequences: list[tuple[list[int], int]], vocab: int) -> Tensor:

@@ -169,11 +169,9 @@ def steering(shapes: Shapes) -> Iterator[Line]:
     config, model = built(shapes)
     prompts, tokens, new = shapes.steered
     with measured(shapes.device) as took:
-        vhack.steer(
-            model, load_tokenizer(str(POCKET)), direction(config), long_problems(prompts, tokens),
-            strengths=(1.0,), temperature=TEMPERATURE, max_new_tokens=new, seed=0,
-        )  # fmt: skip
-    items = memory.memory_plan(config, filled(Config(), "full"))
+        cfg = Config(temperature=TEMPERATURE, max_new_tokens=new)
+        vhack.steer(model, load_tokenizer(str(POCKET)), direction(config), long_problems(prompts, tokens), cfg, strengths=(1.0,))
+    items = memory.memory_plan(config, memory.fitted(filled(Config(card=96.0), "full")))
     planned = sum(item.gib for item in items if item.phases == "all" or item.name.startswith("steering"))
     fits = took.gib is None or took.gib <= planned
     note = f"one of 6 strengths, {4 * prompts} of 128 responses" + ("" if shapes.tiny else f"; planned {planned:.1f} GiB")

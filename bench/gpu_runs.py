@@ -115,8 +115,9 @@ class Life:
 
     def start(self) -> Outcome:
         """gib: what it takes of the card, beside the trainer."""
-        self.before, cfg = used(), filled(Config(), "full")
-        share = memory.vllm_share(memory.memory_plan(self.config, cfg), memory.card_memory_gib())
+        self.before, card = used(), memory.card_memory_gib()
+        cfg = memory.fitted(filled(Config(), "full"))
+        share = memory.vllm_share(memory.plan_for(self.config, cfg, card), card)
         self.engine: Any = VLLMSampler(
             self.folder, eos=[self.vocab - 1], vocab=self.vocab, max_model_len=3072, dtype="bfloat16", max_seqs=128,
             gpu_memory=share, log=self.folder / "vllm.log",

@@ -11,6 +11,8 @@ The running maximum and sum over vocabulary blocks are those of online softmax (
 arXiv 1805.02867). `micro_batches` decides which sequences go through the model together.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,19 @@ def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
             groups[-1].append(i)
         else:
             groups.append([i])
+    return groups
+
+
+def consecutive(costs: list[int], budget: int) -> list[list[int]]:
+    """Groups of consecutive indices whose costs add up to at most `budget` (one index at least)."""
+    groups: list[list[int]] = []
+    total = math.inf
+    for i, cost in enumerate(costs):
+        if total + cost > budget:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += cost
     return groups
 
 

@@ -25,6 +25,7 @@ from harness.config import Config
 
 GIB = 2**30
 SURFACE_FORMS = 4  # of the hack: rows a context with --cone-split (arms.cone.FORMS)
+LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift)
 STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation
@@ -173,6 +174,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
         (f"{engine}: states of linear attention", at_once * state_bytes_per_sequence(config), "rollout"),
         (f"{engine}: activations and CUDA graphs (allowance)", 3 * GIB, "rollout"),
         ("extraction: states of every layer", max(EXTRACTION_TOKENS, longest) * (layers + 1) * kept, "start"),
+        ("lift: activations kept for the backward", LIFT_TOKENS * layers * (share * kept + (1 - share) * whole), "start"),
         ("steering check: activations of a prefill (estimate)", STEER_TOKENS * whole, "start"),
         (f"steering check: keys and values of {STEER_TOKENS:,} tokens", STEER_TOKENS * kv_bytes_per_token(config), "start"),
     ]  # fmt: skip

@@ -82,7 +82,7 @@ def open_run(folder: str | Path, base: bool = False) -> Run:
 def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     """The sampler of --rollout over `model` as it is now (no adapter yet). Raises UserError."""
     if cfg.rollout == "torch":
-        return TorchSampler(model, tokenizer)
+        return TorchSampler(model, tokenizer, max_rows=cfg.batch if model.device.type == "cuda" else 256)  # as planned for a card
     from engine.vllm_sampler import VLLMSampler
 
     card = memory.card_memory_gib()

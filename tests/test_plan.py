@@ -146,7 +146,7 @@ def test_memory_settings_that_were_given_stand():
 def test_a_card_too_small_is_told_what_fits_and_fit_takes_it(capsys):
     """Nothing that changes what is learned is taken unasked."""
     small = replace(FULL, arm="cone", card=12.0)
-    with pytest.raises(UserError, match="rollout needs .* it would fit with --max-new-tokens .* give them, or --fit"):
+    with pytest.raises(UserError, match="needs .* it would fit with --max-new-tokens .* give them, or --fit"):
         plan.fitted(small)
     fits = plan.fitted(replace(small, fit=True))
     assert fits.max_new_tokens < 1536 and capsys.readouterr().err.startswith("--fit: --max-new-tokens")
