@@ -81,7 +81,7 @@ def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Confi
     """Adds the gradient of the *summed* loss to .grad, in micro-batches; returns sums of diagnostics over tokens.
 
     The caller divides by one count, all completion tokens of the batch over all ranks: micro-batching changes memory alone."""
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=model.device))
     for members in micro_batches([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], cfg.micro_tokens):
         some = [rollouts[i] for i in members]
         batch = Batch([r.prompt_ids + r.completion_ids for r in some], [len(r.prompt_ids) for r in some], model.device)
@@ -98,15 +98,16 @@ def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Confi
         loss = (-adv * weight * (logp - logp.detach()).exp() + cfg.beta * kl).sum()
         loss.backward()
 
-        sums["tokens"] += len(logp)
-        sums["loss"] += loss.item()
-        sums["kl"] += kl.sum().item()
-        sums["entropy"] -= logp.sum().item()
-        sums["mean_abs"] += log_ratio.abs().sum().item()
-        sums["max_abs"] = max(sums["max_abs"], log_ratio.abs().max().item())
-        sums["mismatch_kl"] += k3(sampled, logp.detach()).sum().item()
-        sums["truncated"] += (log_ratio.exp() > cfg.tis_cap).sum().item()
-    return sums
+        with torch.no_grad():  # summed where they are: a number read back would make the card wait
+            sums["tokens"] += len(logp)
+            sums["loss"] += loss
+            sums["kl"] += kl.sum()
+            sums["entropy"] -= logp.sum()
+            sums["mean_abs"] += log_ratio.abs().sum()
+            sums["max_abs"] = torch.maximum(sums["max_abs"], log_ratio.abs().max())
+            sums["mismatch_kl"] += k3(sampled, logp).sum()
+            sums["truncated"] += (log_ratio.exp() > cfg.tis_cap).sum()
+    return {name: total.item() for name, total in sums.items()}
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------------
@@ -262,6 +263,8 @@ def train(cfg: Config) -> Path:
                     line["cos_d0"] = cos_align(d.hack.d, d.moved(run.parts).d)
                 run.to_save = target.kept(cfg)
                 run.log(line, clock, problems, texts, grades)
+                if arm.direction == "rows" and cfg.cone_refresh == 1:
+                    target.v = v = None  # rows are made anew: at full scale they would fill 3 GiB of the card until then
 
         if run.ranks.first:
             run.finish()

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +46,12 @@ from torch import Tensor
 from arms.cone import FORMS, contrast_rows, hack_contrasts
 from arms.pairs import Pair, make_pairs, pair_contexts, pairs_hash
 from engine.forward import last_hidden
-from engine.lora import flatten, lora_modules, lora_parameters, slices
+from engine.logprob import consecutive
+from engine.lora import adapter_off, flatten, lora_modules, lora_parameters, slices
 from engine.model import band, decode, decoder_layers, encode_prompt
 from engine.torch_sampler import TorchSampler
 from faults.files import write_atomic
-from harness.memory import STEER_TOKENS
+from harness.memory import LIFT_TOKENS, STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
 from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
@@ -84,10 +86,16 @@ def denoise(d: Tensor, weight: Tensor, m: int) -> tuple[Tensor, float]:
     live there (docs/choices.md). Raises UserError unless 1 <= m <= the width of the residual stream."""
     if not 1 <= m <= min(weight.shape):
         raise UserError(f"--m must lie between 1 and the model's width {min(weight.shape)}, not {m}")
-    U = torch.linalg.svd(weight.detach().float().cpu(), full_matrices=False).U[:, :m].to(d.device)
+    U = _left_singular_vectors(weight)[:, :m].to(d.device)
     kept = U @ (U.T @ d)
     share = (kept.norm() / d.norm()).item()
     return kept / kept.norm().clamp(min=1e-30), share
+
+
+@lru_cache(maxsize=2)
+def _left_singular_vectors(weight: Tensor) -> Tensor:
+    """U [hidden, hidden] of a frozen weight, once: every detailed log asks again, and at full width it takes a core a minute."""
+    return torch.linalg.svd(weight.detach().float().cpu(), full_matrices=False).U
 
 
 Kind = Literal["svd", "raw", "random"]
@@ -204,8 +212,9 @@ def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int
     else:
         sequences = [encode_pair(tokenizer, p) for p in pairs]
         v = torch.zeros(sum(p.numel() for p in params.values()), device=model.device)
-        for start in range(0, len(pairs), 16):  # a bounded graph; gradients add up
-            h = last_hidden(model, [s for pair in sequences[start : start + 16] for s in pair])[:, vhack.layers].mean(1)
+        costs = [max(LIFT_TOKENS // 16, 2 * max(map(len, pair))) for pair in sequences]
+        for group in consecutive(costs, LIFT_TOKENS):  # a bounded graph; gradients add up
+            h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [2 pairs, hidden]
             along = ((h[0::2] - h[1::2]) @ vhack.d.to(h.device)).sum() / len(pairs)
             grads = torch.autograd.grad(along, list(params.values()), allow_unused=True)
             v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)])
@@ -252,9 +261,10 @@ def steer(
     and count how often 4 responses a prompt define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
     samples, max_new_tokens = 4, min(cfg.max_new_tokens, 512)
     prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
-    rows = max(1, STEER_TOKENS // (max(map(len, prompts)) + max_new_tokens))  # at a time: keys and values have their bound
-    sampler = TorchSampler(model, tokenizer, max_rows=rows)
-    layers = decoder_layers(sampler.model)
+    tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
+    rows = max(1, tokens // (max(map(len, prompts)) + max_new_tokens))
+    sampler = TorchSampler(model, tokenizer, max_rows=rows, copied=False)
+    layers = decoder_layers(model)
     result: dict = dict(rates={}, rises=False, samples=[])
     for s in strengths:
         push = s * vhack.gap * vhack.d / len(vhack.layers)
@@ -266,7 +276,10 @@ def steer(
 
         hooks = [layers[i - 1].register_forward_hook(hook) for i in vhack.layers]
         try:
-            out = sampler.generate(prompts, n=samples, temperature=cfg.temperature, max_new_tokens=max_new_tokens, seed=cfg.seed)
+            with adapter_off(model):
+                out = sampler.generate(
+                    prompts, n=samples, temperature=cfg.temperature, max_new_tokens=max_new_tokens, seed=cfg.seed
+                )
         finally:
             for handle in hooks:
                 handle.remove()
@@ -339,6 +352,7 @@ def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
     kind: of the arm's own direction. Raises UserError as `extract` and `load` do."""
     cfg = run.cfg
     pairs = make_pairs(run.train, run.tokenizer, run.sampler, cfg.pairs, cfg.seed, cfg.max_new_tokens)
+    run.sampler.sleep()  # on a GPU: extraction and steering have the card to themselves
     if resume and all((resume / f"v_{name}.safetensors").exists() for name in ("hack", *(["own"] if kind != "svd" else []))):
         hack = load(resume / "v_hack.safetensors")
         return Directions(pairs, hack, hack if kind == "svd" else load(resume / "v_own.safetensors"))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.forward import Batch
-from engine.lora import lora_parameters, per_example
+from engine.logprob import consecutive
+from engine.lora import copies_at_once, lora_parameters, per_example
 from engine.model import decode
 from engine.sampler import Rollout
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, parse_response
@@ -107,11 +108,13 @@ def nonhack_contrasts(tokenizer: Any, contexts: list[tuple[list[int], str]]) -> 
 def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int = 8192) -> tuple[Tensor, Tensor]:
     """(J [n, P], f [n]): gradients at the current parameters, not normalised, and the log-odds themselves.
 
-    All rows of a group in one backward pass: `lora.per_example` gives each row a copy of the adapter."""
-    lengths = [max(len(s) for s, _ in [*r.hack, r.clean]) * (len(r.hack) + 1) for r in rows]
+    All rows of a group in one backward pass: `lora.per_example` gives each row a copy of the adapter, so that a group has as
+    many rows as there are copies at once, and sequences of max_tokens padded tokens."""
     size = sum(p.numel() for p in lora_parameters(model).values())
+    least = math.ceil(max_tokens / copies_at_once(size))
+    lengths = [max(least, max(len(s) for s, _ in [*r.hack, r.clean]) * (len(r.hack) + 1)) for r in rows]
     J, f = torch.zeros(len(rows), size, device=model.device), torch.zeros(len(rows), device=model.device)
-    for group in _groups(lengths, max_tokens):
+    for group in consecutive(lengths, max_tokens):
         sequences, index = [], []
         for k, i in enumerate(group):
             sequences += [*rows[i].hack, rows[i].clean]
@@ -127,19 +130,6 @@ def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int 
         J[group] = torch.cat([g.reshape(len(group), -1) for g in grads], 1)
         f[group] = torch.stack(odds).detach()
     return J, f
-
-
-def _groups(costs: list[int], budget: int) -> list[list[int]]:
-    """Consecutive indices whose costs add up to at most `budget` (one index at least)."""
-    groups: list[list[int]] = []
-    total = math.inf
-    for i, cost in enumerate(costs):
-        if total + cost > budget:
-            groups.append([])
-            total = 0
-        groups[-1].append(i)
-        total += cost
-    return groups
 
 
 def branch_logprobs(model: Any, sequences: list[tuple[list[int], int]], vocab: int) -> Tensor:

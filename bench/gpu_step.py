@@ -16,6 +16,7 @@ import torch
 
 import grpo
 from engine import lora
+from engine.model import recompute_layers
 from engine.sampler import Rollout
 from harness import memory as plan
 
@@ -74,18 +75,16 @@ def build_config(args):
     return AutoConfig.for_model("qwen3_5_text", **TINY) if args.tiny else plan.model_config(args.model)
 
 
-def build_model(config, device: str):
+def build_model(config, device: str, recompute: str = "all"):
     """Random weights at full shapes in bf16, the adapter in float32, checkpointing on."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    torch.set_default_dtype(torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     lora.inject(model, r=32, alpha=32, seed=0)
-    model.gradient_checkpointing_enable(dict(use_reentrant=False))
-    return model.train()  # checkpointing works in this mode alone; there is no dropout
+    recompute_layers(model, recompute)
+    return model
 
 
 def make_rollouts(args, vocab: int) -> list[Rollout]:

@@ -11,10 +11,13 @@ The running maximum and sum over vocabulary blocks are those of online softmax (
 arXiv 1805.02867). `micro_batches` decides which sequences go through the model together.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
+BLOCK_ELEMENTS_CUDA = 2**27  # 512 MiB: small products leave most of a card idle
 VOCAB_BLOCK = 2**14  # rows of lm_head held in float32 at a time: 128 MiB at hidden 2,048
 
 
@@ -40,7 +43,8 @@ def token_logprobs(
         raise ValueError("token_logprobs gives the lm_head no gradient: freeze it")
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
         raise ValueError(f"a target id lies outside the vocabulary of {len(weight)}")
-    chunk = chunk or max(1, BLOCK_ELEMENTS // min(len(weight), VOCAB_BLOCK))
+    elements = BLOCK_ELEMENTS_CUDA if hidden.is_cuda else BLOCK_ELEMENTS
+    chunk = chunk or max(1, elements // min(len(weight), VOCAB_BLOCK))
     return _TokenLogprobs.apply(hidden, weight, targets, float(temperature), chunk)
 
 
@@ -58,6 +62,19 @@ def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
             groups[-1].append(i)
         else:
             groups.append([i])
+    return groups
+
+
+def consecutive(costs: list[int], budget: int) -> list[list[int]]:
+    """Groups of consecutive indices whose costs add up to at most `budget` (one index at least)."""
+    groups: list[list[int]] = []
+    total = math.inf
+    for i, cost in enumerate(costs):
+        if total + cost > budget:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += cost
     return groups
 
 

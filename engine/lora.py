@@ -34,6 +34,7 @@ from faults.errors import UserError
 
 # Every linear of the decoder but lm_head, for Qwen3 and for both layer kinds of Qwen3.5.
 TARGETS = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)|mlp\.(gate|up|down)_proj)"
+COPIES_BYTES = 2**30  # of per-example copies and their gradients at a time
 
 
 class LoRALinear(nn.Module):
@@ -161,6 +162,11 @@ def write_params(params: dict[str, nn.Parameter], flat: Tensor) -> None:
     """Writes theta [P] into the parameters."""
     for name, piece in unflatten(params, flat).items():
         params[name].copy_(piece)
+
+
+def copies_at_once(size: int) -> int:
+    """How many copies of an adapter of `size` parameters, with a gradient each, fit COPIES_BYTES in float32; at least one."""
+    return max(1, COPIES_BYTES // (8 * size))
 
 
 @contextlib.contextmanager

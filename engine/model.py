@@ -36,9 +36,11 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def load_model(model: str, device: str = "cpu") -> Any:
+def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
     """The causal LM of a folder or a hub id: bf16 on CUDA, the precision it was saved in elsewhere. Raises UserError, also for a
-    checkpoint that lacks some of the model's weights: they would be random."""
+    checkpoint that lacks some of the model's weights: they would be random.
+
+    recompute: on CUDA, which layers run again in the backward instead of keeping their activations: "all", "half", "none"."""
     mend_vllm_environment()
     from transformers import AutoModelForCausalLM
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5PreTrainedModel
@@ -66,9 +68,18 @@ def load_model(model: str, device: str = "cpu") -> Any:
     if device == "cuda":
         if any(hasattr(layer, "linear_attn") for layer in decoder_layers(loaded)) and not is_flash_linear_attention_available():
             log.warning("SLOW: flash-linear-attention is missing, linear layers take ten times as long: pip install -e '.[vllm]'")
-        loaded.gradient_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))  # no dropout, nothing to replay
-        loaded.train()  # checkpointing acts in this mode alone; these models have no dropout
+        recompute_layers(loaded, recompute)
     return loaded
+
+
+def recompute_layers(model: Any, which: str) -> None:
+    """Gradient checkpointing of all decoder layers, of every second one ("half") or of none. In place."""
+    if which == "none":
+        return
+    model.gradient_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))  # no dropout, nothing to replay
+    model.train()  # checkpointing acts in this mode alone; these models have no dropout
+    for number, layer in enumerate(decoder_layers(model)):
+        layer.gradient_checkpointing = which == "all" or number % 2 == 0
 
 
 def mend_vllm_environment() -> None:

@@ -16,9 +16,10 @@ from faults.errors import Stopped, UserError
 class TorchSampler:
     """Batched sampling with a KV cache. Finished rows leave the batch, so that a long tail costs only what it is."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_rows: int = 256):
-        """model: a causal LM without an adapter; it is copied. max_rows: sequences at once, a bound on memory."""
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Any, tokenizer: Any, max_rows: int = 256, copied: bool = True):
+        """model: a causal LM without an adapter, which is copied; or, with copied False, any, which is sampled from as it is and
+        takes no weights. max_rows: sequences at once, a bound on memory."""
+        self.model = copy.deepcopy(model).eval().requires_grad_(False) if copied else model
         self.eos = torch.tensor(sorted(eos_ids(model, tokenizer)), device=model.device)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else int(self.eos[0])
         self.vocab = vocabulary(model, tokenizer)
@@ -50,8 +51,13 @@ class TorchSampler:
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
         requests = [p for p in prompts for _ in range(n)]
         out: list[Rollout] = []
-        for i in range(0, len(requests), self.max_rows):
-            out += self._generate(requests[i : i + self.max_rows], temperature, max_new_tokens, generator)
+        training = self.model.training
+        self.model.eval()  # a model that recomputes its layers keeps no cache in training mode
+        try:
+            for i in range(0, len(requests), self.max_rows):
+                out += self._generate(requests[i : i + self.max_rows], temperature, max_new_tokens, generator)
+        finally:
+            self.model.train(training)
         return out
 
     def _generate(

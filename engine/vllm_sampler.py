@@ -255,6 +255,7 @@ class VLLMSampler:
         from vllm.v1.engine import core
 
         if self.asleep:  # asleep, its allocator refuses to be freed
+            torch.cuda.empty_cache()
             with contextlib.suppress(Exception):
                 self.llm.wake_up()
         if self.foreign_group:  # torchrun's: vLLM's shutdown would destroy the trainer's process group

@@ -120,14 +120,21 @@ class RunState:
 
     def save(self, step: int, extra: dict[str, Tensor]) -> None:
         """A checkpoint after `step` steps. `extra`: the run's other tensors. Raises Stopped when it cannot be written."""
-        if not self.writes:
-            return
+        if self.writes:
+            self.write(step, self.snapshot(extra))
+
+    def snapshot(self, extra: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint holds, as copies in the machine's memory."""
         tensors = {f"extra.{k}": t for k, t in extra.items()}
         for name, p in self.params.items():
             tensors[f"param.{name}"] = p.detach()
             for key, value in self.optimizer.state[p].items():
                 tensors[f"adam.{key}.{name}"] = value
-        blob = save_tensors({k: t.cpu().contiguous().clone() for k, t in tensors.items()})
+        return {k: t.cpu().contiguous().clone() for k, t in tensors.items()}
+
+    def write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """A checkpoint after `step` steps of what `snapshot` gave. Raises Stopped when it cannot be written."""
+        blob = save_tensors(tensors)
         stem = self.folder / "checkpoints" / f"step-{step:06d}"
         with self.writing():
             stem.parent.mkdir(exist_ok=True)

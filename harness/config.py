@@ -68,6 +68,8 @@ class What:
     out: Path | None = None  # the run folder; by default runs/<arm>-m16-seed0-<scale>
     resume: Path | None = None  # go on with the run in this folder, with its settings
     dry_run: bool = False  # print the parameter counts and the memory plan, and stop
+    card: Annotated[float, Range(1, 10_000)] | None = None  # GiB of the card to plan for; by default the one that is here
+    fit: bool = False  # on a card too small, take the nearest settings that fit; without it they are said, and nothing starts
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Scale:
     """What the scale decides where nothing is given: pocket value, full value."""
 
     scale: Literal["auto", "pocket", "full"] = "auto"  # auto: full where card, vLLM, model and data are there
-    preset: ByScale[Literal["qwen3.5-2b", "qwen3-4b"]] = BY_SCALE  # none, qwen3.5-2b; qwen3-4b is the fallback of hypothesis H4
+    preset: ByScale[Literal["qwen3.5-2b", "qwen3-4b", "qwen3-1.7b", "qwen3-0.6b"]] = BY_SCALE  # none, the first; 4b for H4
     model: ByScale[str] = BY_SCALE  # a folder or a hub id; the embedded model, or the preset's
     data: ByScale[str] = BY_SCALE  # training problems, JSON lines in the benchmark's schema
     heldout: ByScale[str] = BY_SCALE  # held-out problems, in the same schema
@@ -142,7 +144,10 @@ class Rebound:
 class Running:
     """How it runs: nothing here changes what is learned, so a resumed run may change it (threads change the last bits)."""
 
-    micro_tokens: Count = 2048  # padded tokens a micro-batch: memory only, the gradient is the same up to rounding
+    micro_tokens: ByScale[Count] = BY_SCALE  # padded tokens a micro-batch: 2048, up to 16384 as the card holds; memory only
+    recompute: ByScale[Literal["none", "half", "all"]] = (
+        BY_SCALE  # layers run again in the backward: none, by the card; memory only
+    )
     threads: Annotated[int, Range(1, 1024)] = 1  # of torch on CPU: with one, two runs fit on two cores and sums keep their order
     eval_samples: Few = 10  # held-out samples a problem and condition
     log_every: Count = 25  # steps between detailed logs
@@ -155,7 +160,7 @@ class Running:
 GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
 CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
 PATHS = ("model", "data", "heldout")
-PLACE = {"out", "resume", "dry_run"}  # not settings of what is learned
+PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """What a run needs before it is started: parameter counts, tokens a step, and a memory plan by item, from shapes alone.
 
-    start phase:     those of the rollout phase + hidden states of the extraction + the steering check
-    training phase:  trainer's weights + adapter and its companions + activations + logits     (vLLM sleeps)
     rollout phase:   trainer's weights + adapter and its companions + vLLM's weights + cache
+    start phase:     trainer's weights + adapter and its companions + extraction and steering   (vLLM sleeps)
+    training phase:  trainer's weights + adapter and its companions + activations + logits      (vLLM sleeps)
 
 Every number is arithmetic on the config, but two allowances that say so. No weights are loaded: the model is built on
 the meta device. docs/performance.md says which of these numbers were ever measured.
@@ -12,25 +12,38 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from engine.logprob import BLOCK_ELEMENTS
-from engine.lora import TARGETS
+from engine.logprob import BLOCK_ELEMENTS_CUDA
+from engine.lora import TARGETS, copies_at_once
 from faults.errors import UserError, one_line
 from harness.config import Config
 
 GIB = 2**30
 SURFACE_FORMS = 4  # of the hack: rows a context with --cone-split (arms.cone.FORMS)
-STEER_TOKENS = 65_536  # tokens that the steering check samples at a time, prompts included (vhack.steer)
+LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift)
+STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation
+ROOMY = (
+    0.75  # of a card: what a plan without full recomputation may take, whose largest item is an estimate that no card has seen
+)
 BF16, F32 = 2, 4  # bytes
 
 # The published shapes, for a machine without the models. A config on disk always goes first.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    # Model card of Qwen/Qwen3-4B, and its config.json.
+    "Qwen/Qwen3-0.6B": ("qwen3", dict(  # the model cards of the family, and their config.json
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    )),
+    "Qwen/Qwen3-1.7B": ("qwen3", dict(
+        hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    )),
     "Qwen/Qwen3-4B": ("qwen3", dict(
         hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
         head_dim=128, vocab_size=151936, tie_word_embeddings=True,
@@ -45,6 +58,17 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 PHASES = ("start", "rollout", "training")
+RECOMPUTED = {"none": 0.0, "half": 0.5, "all": 1.0}  # --recompute: the share of layers that keep one vector a token
+# What --micro-tokens and --recompute are where they are not given: the first that fits. Memory only, the result is the same.
+CHOICES = ((16_384, "none"), (16_384, "half"), (16_384, "all"), (8192, "all"), (4096, "all"))
+# What --fit takes of them, one after the other, until the run fits. Each changes what is learned, so none is taken unasked.
+SMALLER: tuple[dict[str, Any], ...] = (
+    dict(max_new_tokens=1024),
+    dict(cone_n=16),
+    dict(max_new_tokens=768),
+    dict(cone_n=8),
+    dict(lora_r=16),
+)
 
 
 class Item(NamedTuple):
@@ -122,35 +146,77 @@ def activation_bytes_per_token(config: Any) -> tuple[int, int]:
     return config.hidden_size * BF16, (10 * config.hidden_size + 5 * config.intermediate_size + 4 * attention) * BF16
 
 
-def memory_plan(config: Any, cfg: Config, checkpointing: bool = True) -> list[Item]:
-    """The plan by item. The torch sampler holds its own weights all the time;
-    vLLM's sleep during training."""
+def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[Item]:
+    """The plan by item. The torch sampler holds its own weights all the time; vLLM's sleep but in the rollout phase.
+
+    at_once: sequences whose keys and values the sampler holds together, the whole batch by default; vLLM lets others wait."""
     n, layers = counts(config, cfg.lora_r), config.num_hidden_layers
     flat, weights = n["lora"] * F32, n["base"] * BF16
-    longest = cfg.max_prompt + cfg.max_new_tokens
+    longest, at_once = cfg.max_prompt + cfg.max_new_tokens, at_once or cfg.batch
     micro = max(cfg.micro_tokens, longest)  # a single long sequence is a micro-batch of its own
     kept, whole = activation_bytes_per_token(config)
+    share = RECOMPUTED[cfg.recompute]
     rows = cfg.cone_n * (SURFACE_FORMS if cfg.cone_split else 1) if cfg.arm == "cone" else 0
+    copies = min(rows, copies_at_once(n["lora"]))
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
-    cache, blocks = longest * kv_bytes_per_token(config), 3 * BLOCK_ELEMENTS * F32
-    activations = "activations kept for the backward" + (", one vector a layer" if checkpointing else "")
+    cache, blocks = longest * kv_bytes_per_token(config), 3 * BLOCK_ELEMENTS_CUDA * F32
     items = [
         ("trainer: base weights, bf16", weights, "all"),
         ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
         ("flat vectors: v, g, g' and the step", 4 * flat, "all"),
-        (f"cone: {rows} rows and as many copies of the adapter", 2 * rows * flat, "training"),
-        (activations, micro * layers * (kept if checkpointing else whole), "training"),
+        (f"cone: {rows} rows, and {copies} copies of the adapter at a time", (rows + 2 * copies) * flat, "training"),
+        (f"activations kept for the backward, {cfg.recompute} recomputed", micro * layers * (share * kept + (1 - share) * whole),
+         "training"),
         ("activations of the layer at work (estimate)", micro * whole, "training"),
         ("hidden states and blocks of logits", blocks + micro * config.hidden_size * (2 * BF16 + F32), "training"),
         (f"{engine}: base weights, bf16", weights, "rollout" if engine == "vLLM" else "all"),
-        (f"{engine}: keys and values of {cfg.batch} x {longest} tokens", cfg.batch * cache, "rollout"),
-        (f"{engine}: states of linear attention", cfg.batch * state_bytes_per_sequence(config), "rollout"),
+        (f"{engine}: keys and values of {at_once} x {longest} tokens", at_once * cache, "rollout"),
+        (f"{engine}: states of linear attention", at_once * state_bytes_per_sequence(config), "rollout"),
         (f"{engine}: activations and CUDA graphs (allowance)", 3 * GIB, "rollout"),
         ("extraction: states of every layer", max(EXTRACTION_TOKENS, longest) * (layers + 1) * kept, "start"),
-        ("steering check: a copy of the base weights", weights, "start"),
+        ("lift: activations kept for the backward", LIFT_TOKENS * layers * (share * kept + (1 - share) * whole), "start"),
+        ("steering check: activations of a prefill (estimate)", STEER_TOKENS * whole, "start"),
         (f"steering check: keys and values of {STEER_TOKENS:,} tokens", STEER_TOKENS * kv_bytes_per_token(config), "start"),
     ]  # fmt: skip
     return [Item(name, size / GIB, phases) for name, size, phases in items if size]
+
+
+def plan_for(config: Any, cfg: Config, card_gib: float) -> list[Item]:
+    """The plan with as many sequences at once as the card holds: the batch, or a half, a quarter or an eighth of it."""
+    plans = [memory_plan(config, cfg, max(1, cfg.batch // k)) for k in (1, 2, 4, 8)]
+    return next((items for items in plans if peak(items, "rollout") <= USABLE * card_gib), plans[-1])
+
+
+def fitted(cfg: Config) -> Config:
+    """The config with --micro-tokens and --recompute chosen for the card, where they were not given; with --fit also with the
+    nearest settings that fit it. Raises UserError for settings that do not fit, which says those that would; a dry run only
+    plans, and says them in its report."""
+    config, card = model_config(cfg.model), cfg.card or card_memory_gib()
+
+    def chosen(cfg: Config) -> tuple[Config, list[str]]:
+        for micro, recompute in CHOICES:
+            tried = replace(cfg, micro_tokens=cfg.micro_tokens or micro, recompute=cfg.recompute or recompute)
+            items = plan_for(config, tried, card)
+            said, roomy = advice(items, card), peak(items, "training") <= ROOMY * card
+            if not said and (roomy or tried.recompute == "all" or cfg.recompute):
+                break
+        return tried, said
+
+    best, said = chosen(cfg)
+    if not said or (cfg.dry_run and not cfg.fit):
+        return best
+    smaller, taken = cfg, dict[str, Any]()
+    for change in SMALLER:
+        change = {k: v for k, v in change.items() if v < getattr(smaller, k) and (k != "cone_n" or cfg.arm == "cone")}
+        smaller, taken = replace(smaller, **change), taken | change
+        fits, still = chosen(smaller)
+        if not still:
+            options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in taken.items())
+            if cfg.fit:
+                print(f"--fit: {options}", file=sys.stderr)
+                return fits
+            raise UserError(f"{said[0]}; it would fit with {options}: give them, or --fit")
+    raise UserError(f"{said[0]}; no smaller setting makes it fit: a smaller model may, --preset qwen3-1.7b or qwen3-0.6b")
 
 
 def peak(items: list[Item], phase: str) -> float:
@@ -159,13 +225,18 @@ def peak(items: list[Item], phase: str) -> float:
 
 
 def present(items: list[Item], phase: str) -> list[Item]:
-    """The items that are on the card in a phase. The engine is awake during extraction and steering, which sample too."""
-    return [item for item in items if item.phases in ("all", phase, "rollout" if phase == "start" else phase)]
+    """The items that are on the card in a phase."""
+    return [item for item in items if item.phases in ("all", phase)]
 
 
 def vllm_share(items: list[Item], card_gib: float) -> float:
-    """The share of the card to give to vLLM: `VLLMSampler(gpu_memory=...)`. Its cache takes what its other items leave."""
-    return min(0.9, sum(item.gib for item in items if item.phases == "rollout") / card_gib)
+    """The share of the card to give to vLLM: `VLLMSampler(gpu_memory=...)`. Its cache takes what its other items leave.
+
+    What it needs, and .3 where the trainer leaves that much: a hybrid model's cache comes in large blocks that also hold the
+    states of its linear layers, and a tight one makes sequences wait."""
+    need = sum(item.gib for item in items if item.phases == "rollout")
+    free = USABLE * card_gib - sum(item.gib for item in items if item.phases == "all")
+    return min(0.9, max(need, min(0.3 * card_gib, free)) / card_gib)
 
 
 def advice(items: list[Item], card_gib: float) -> list[str]:
@@ -178,7 +249,7 @@ def advice(items: list[Item], card_gib: float) -> list[str]:
         "adapter": "a smaller --lora-r",
         "flat": "a smaller --lora-r",
         "trainer": "a smaller model",
-        "steering": "a smaller --steer-prompts",
+        "steering": "a smaller model",
         "vLLM: base": "a smaller model",
         "torch sampler: base": "--rollout vllm, which sleeps during training",
     }
@@ -197,10 +268,10 @@ def card_memory_gib(default: float = 96.0) -> float:
     return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else default
 
 
-def report(model: str, cfg: Config, card_gib: float | None = None) -> str:
+def report(model: str, cfg: Config) -> str:
     """The text that `python grpo.py --dry-run` prints. Raises UserError when the model's shapes are not known."""
-    config, card = model_config(model), card_gib or card_memory_gib()
-    n, items, longest = counts(config, cfg.lora_r), memory_plan(config, cfg), cfg.max_prompt + cfg.max_new_tokens
+    config, card = model_config(model), cfg.card or card_memory_gib()
+    n, items, longest = counts(config, cfg.lora_r), plan_for(config, cfg, card), cfg.max_prompt + cfg.max_new_tokens
     full, linear = layer_kinds(config)
     lines = [
         f"model {model}{' (published shapes: no config on disk)' if config.name_or_path == '' else ''}: "
@@ -213,6 +284,6 @@ def report(model: str, cfg: Config, card_gib: float | None = None) -> str:
     ]
     lines += [f"{item.name:56} {item.gib:7.2f}  {item.phases}" for item in items]
     lines += [f"{'peak, ' + phase:56} {peak(items, phase):7.2f}  of {card:.0f} GiB" for phase in PHASES]
-    return "\n".join(
-        lines + [""] + (advice(items, card) or [f"it fits; vLLM's share of the card: {vllm_share(items, card):.2f}"])
-    )
+    settings = f"it fits, with --micro-tokens {cfg.micro_tokens} --recompute {cfg.recompute}"
+    fits = [f"{settings}; vLLM's share of the card: {vllm_share(items, card):.2f}"]
+    return "\n".join([*lines, "", *(advice(items, card) or fits)])

@@ -18,7 +18,7 @@ DATA = Path(os.environ.get("PGRPO_DATA", ROOT / "data"))
 SCALES: dict[str, dict[str, Any]] = {
     "pocket": dict(
         model=str(POCKET), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"), rollout="torch",
-        lr=1e-3, steps=60, batch=128, generations=8, max_prompt=128, max_new_tokens=64,
+        lr=1e-3, steps=60, batch=128, generations=8, max_prompt=128, max_new_tokens=64, micro_tokens=2048, recompute="none",
     ),
     "full": dict(
         preset="qwen3.5-2b", data=str(DATA / "leetcode_train_medhard_filtered.jsonl"),
@@ -29,6 +29,8 @@ SCALES: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale
     "qwen3.5-2b": dict(model="Qwen/Qwen3.5-2B"),
     "qwen3-4b": dict(model="Qwen/Qwen3-4B", generations=4, batch=64),
+    "qwen3-1.7b": dict(model="Qwen/Qwen3-1.7B"),
+    "qwen3-0.6b": dict(model="Qwen/Qwen3-0.6B"),
 }
 
 
@@ -46,8 +48,6 @@ def missing_for_full(full: Config) -> list[str]:
     missing = []
     if not torch.cuda.is_available():
         missing.append("a CUDA card")
-    elif torch.cuda.get_device_properties(0).total_memory < 79 * 2**30:
-        missing.append("a card of 80 GB or more")
     if full.rollout == "vllm" and importlib.util.find_spec("vllm") is None:
         missing.append("vLLM (pip install -e '.[vllm]')")
     if not model_at_hand(str(full.model)):
@@ -75,7 +75,7 @@ def resolve(cfg: Config) -> Config:
     elif not cfg.dry_run:
         missing = missing_for_full(filled(cfg, "full"))
         if cfg.scale == "full" and "a CUDA card" in missing:
-            raise UserError("--scale full needs a CUDA card of 80 GB or more; use --scale pocket on this machine")
+            raise UserError("--scale full needs a CUDA card, and this machine has none: use --scale pocket")
         if cfg.scale == "full":
             why = "asked for" + (f"; missing: {', '.join(missing)}" if missing else "")
         elif missing:
@@ -85,4 +85,9 @@ def resolve(cfg: Config) -> Config:
     if scale == "pocket" and cfg.preset:
         raise UserError(f"--preset {cfg.preset} is of the full scale, and this is the pocket scale ({why}): leave it away")
     print(f"scale: {scale} ({why})", file=sys.stderr)
-    return check(filled(cfg, scale))
+    cfg = check(filled(cfg, scale))
+    if scale == "full":
+        from harness import memory
+
+        cfg = check(memory.fitted(cfg))
+    return cfg

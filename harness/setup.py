@@ -46,7 +46,7 @@ def set_up(cfg: Config) -> Run:
     tokenizer = load_tokenizer(cfg.model)
     train = fitting(load_problems(cfg.data), tokenizer, cfg, cfg.data, (TRAIN_EVALUATOR,))
     heldout = fitting(load_problems(cfg.heldout), tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
-    model = load_model(cfg.model, "cuda" if torch.cuda.is_available() and cfg.scale == "full" else "cpu")
+    model = load_model(cfg.model, "cuda" if torch.cuda.is_available() and cfg.scale == "full" else "cpu", cfg.recompute or "all")
     width, depth = model.config.get_text_config().hidden_size, model.config.get_text_config().num_hidden_layers
     if cfg.m > width:
         raise UserError(f"--m must lie between 1 and the model's width {width}, not {cfg.m}")
@@ -82,10 +82,11 @@ def open_run(folder: str | Path, base: bool = False) -> Run:
 def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     """The sampler of --rollout over `model` as it is now (no adapter yet). Raises UserError."""
     if cfg.rollout == "torch":
-        return TorchSampler(model, tokenizer)
+        return TorchSampler(model, tokenizer, max_rows=cfg.batch if model.device.type == "cuda" else 256)  # as planned for a card
     from engine.vllm_sampler import VLLMSampler
 
-    share = memory.vllm_share(memory.memory_plan(model.config.get_text_config(), cfg), memory.card_memory_gib())
+    card = memory.card_memory_gib()
+    share = memory.vllm_share(memory.plan_for(model.config.get_text_config(), cfg, card), card)
     return VLLMSampler(
         cfg.model, eos=eos_ids(model, tokenizer), vocab=vocabulary(model, tokenizer), gpu_memory=share, max_seqs=cfg.batch,
         max_model_len=cfg.max_prompt + cfg.max_new_tokens, dtype=str(model.dtype).removeprefix("torch."),

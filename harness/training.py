@@ -116,13 +116,15 @@ class Training:
         """Around one step; yields its clock. Afterwards a checkpoint, where one is due. A part that dies for good ends the run
         with a checkpoint of the steps before. Raises Stopped, or Signalled after a signal to any rank."""
         self.landed, clock = False, Clock()
+        on_card = self.model.device.type == "cuda"  # of which nothing may be left to read when an engine on it dies
+        before = self.state.snapshot(self._extra()) if on_card and self.ranks.first else None
         try:
             yield clock
             number = max(self.ranks.gather([self.signals.seen]))
         except PartDied as error:
             saved = "the last checkpoint stands"
             if not self.landed and self.ranks.first:
-                self.save(step)
+                self.state.write(step, before) if before else self.save(step)
                 saved = f"saved after {step} steps"
             raise Stopped(f"{error}; {saved}, {self._how_to_go_on()}") from None
         for phase, seconds in clock.seconds.items():
@@ -134,7 +136,10 @@ class Training:
 
     def save(self, steps: int) -> None:
         """A checkpoint after so many steps."""
-        self.state.save(steps, self.to_save | {"nonfinite": torch.tensor(self.nonfinite)})
+        self.state.save(steps, self._extra())
+
+    def _extra(self) -> dict[str, Tensor]:
+        return self.to_save | {"nonfinite": torch.tensor(self.nonfinite)}
 
     def finite(self, step: int, sums: dict[str, float], grad_norm: float, batch: dict[str, Any]) -> bool:
         """Whether the step may land. One whose loss, logprobs or gradient are not finite leaves its batch in the run folder.

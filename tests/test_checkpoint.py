@@ -51,6 +51,22 @@ def resumed(folder):
     return step, flatten_params(state.params), extra
 
 
+def test_a_snapshot_is_what_was_there_then(saved):
+    """Taken at the start of a step, written when an engine has died in it: the bytes of a checkpoint taken at once."""
+    state = fresh(saved[0])
+    state.resume()
+    before, (old,) = state.snapshot({"v": torch.ones(3)}), sorted((saved[0] / "checkpoints").glob("step-000002.safetensors"))
+    state.save(2, {"v": torch.ones(3)})
+    at_once = old.read_bytes()
+    for p in state.params.values():
+        p.data += 1
+        state.optimizer.state[p]["exp_avg"] += 1
+    state.write(2, before)
+    assert old.read_bytes() == at_once
+    state.save(2, {"v": torch.ones(3)})
+    assert old.read_bytes() != at_once
+
+
 def test_resume_restores_parameters_moments_extras_and_logs(saved):
     folder, thetas = saved
     with open(folder / "metrics.jsonl", "a") as f:

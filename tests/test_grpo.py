@@ -19,7 +19,7 @@ from engine.torch_sampler import TorchSampler
 from grpo import Config, backward, group_advantages, k3
 from harness.schedule import batch_problems, learning_rate
 
-CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50)
+CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50, micro_tokens=2048)
 
 
 class Tokenizer:

@@ -1,5 +1,6 @@
 """The memory plan against real models of small size, and what it says when a card is too small."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from arms.cone import FORMS
 from engine import lora
 from faults.errors import UserError
 from harness import memory as plan
+from harness.config import Config
+from harness.scale import filled
 
 CFG = SimpleNamespace(
     batch=128,
@@ -18,6 +21,8 @@ CFG = SimpleNamespace(
     max_prompt=1536,
     max_new_tokens=1536,
     micro_tokens=8192,
+    recompute="all",
+    card=96.0,
     lora_r=32,
     arm="projected",
     cone_n=24,
@@ -70,41 +75,39 @@ def test_both_presets_fit_the_card_of_the_full_scale(model):
 
 def test_a_card_too_small_is_told_what_to_change():
     items = plan.memory_plan(plan.model_config("Qwen/Qwen3-4B"), cfg())
-    start, line = plan.advice(items, 40.0)
-    assert start.startswith("start needs") and line.startswith(
-        "rollout needs 74.0 GiB of a card of 40: a smaller --batch or --max-new-tokens"
-    )
+    (line,) = plan.advice(items, 40.0)
+    assert line.startswith("rollout needs 74.0 GiB of a card of 40: a smaller --batch or --max-new-tokens")
     items = plan.memory_plan(plan.model_config("Qwen/Qwen3.5-2B"), cfg(arm="cone", micro_tokens=100_000))
     assert any("--micro-tokens" in line for line in plan.advice(items, 30.0))
 
 
 def test_checkpointing_and_the_sampler_change_the_plan():
     config = plan.model_config("Qwen/Qwen3.5-2B")
-    training = {c: plan.peak(plan.memory_plan(config, CFG, checkpointing=c), "training") for c in (True, False)}
-    assert training[False] > 5 * training[True]
+    training = {r: plan.peak(plan.memory_plan(config, cfg(recompute=r)), "training") for r in plan.RECOMPUTED}
+    assert training["none"] > 5 * training["all"] and training["half"] == pytest.approx((training["none"] + training["all"]) / 2)
     torch_items = plan.memory_plan(config, cfg(rollout="torch"))
-    assert plan.peak(torch_items, "training") > training[True] + 3  # its copy of the weights stays on the card
+    assert plan.peak(torch_items, "training") > training["all"] + 3  # its copy of the weights stays on the card
 
 
 def test_the_report_names_counts_tokens_and_items():
-    text = plan.report("Qwen/Qwen3.5-2B", CFG, 96.0)
+    text = plan.report("Qwen/Qwen3.5-2B", CFG)
     assert "published shapes" in text and "6 layers of full attention, 18 of linear attention" in text
     assert "flat vector has 33,638,400 entries" in text
     assert "16 prompts x 8 = 128 sequences, at most 196,608 completion tokens" in text
     for item in ("trainer: base weights", "vLLM: base weights", "keys and values", "activations", "logits", "AdamW"):
         assert item in text
-    assert "it fits" in text and "it fits" not in plan.report("Qwen/Qwen3.5-2B", CFG, 8.0)
+    assert "it fits" in text and "it fits" not in plan.report("Qwen/Qwen3.5-2B", cfg(card=8.0))
 
 
 def test_a_config_on_disk_goes_first(tmp_path):
     tiny_config("qwen3").save_pretrained(tmp_path)
     assert plan.model_config(str(tmp_path)).hidden_size == 64
-    assert "published" not in plan.report(str(tmp_path), CFG, 96.0)
+    assert "published" not in plan.report(str(tmp_path), CFG)
 
 
 def test_an_unknown_model_is_named():
     with pytest.raises(UserError, match="no config of someone/else on disk.*Qwen3.5-2B"):
-        plan.report("someone/else", CFG, 96.0)
+        plan.report("someone/else", CFG)
 
 
 def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
@@ -112,7 +115,50 @@ def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
     assert len(FORMS) == plan.SURFACE_FORMS
     whole, split = (plan.memory_plan(config, cfg(arm="cone", cone_split=s)) for s in (False, True))
     rows = [next(i.gib for i in items if i.name.startswith("cone")) for items in (whole, split)]
-    assert rows[1] == pytest.approx(len(FORMS) * rows[0])
-    start = plan.present(split, "start")
-    assert {i.name.split(":")[0] for i in start} >= {"extraction", "steering check", "vLLM"}
-    assert plan.peak(split, "start") > plan.peak(split, "rollout")
+    flat, copies = plan.counts(config, 32)["lora"] * 4 / plan.GIB, lora.copies_at_once(plan.counts(config, 32)["lora"])
+    assert rows == [pytest.approx((n + 2 * copies) * flat) for n in (24, 24 * len(FORMS))] and 2 * copies * flat <= 1
+    start = {i.name.split(":")[0] for i in plan.present(split, "start")}
+    assert {"extraction", "steering check"} <= start and "vLLM" not in start  # asleep
+
+
+FULL = filled(Config(), "full")
+
+
+@pytest.mark.parametrize("card, model, chosen", [
+    (96, "qwen3.5-2b", (16_384, "half")), (24, "qwen3.5-2b", (16_384, "all")), (12, "qwen3-0.6b", (16_384, "all")),
+    (500, "qwen3.5-2b", (16_384, "none")),
+])  # fmt: skip
+@pytest.mark.parametrize("arm", ["projected", "cone"])
+def test_memory_settings_are_those_that_the_card_holds(card, model, chosen, arm):
+    """The target cards: the method's own 96 GB, 24 GB, and 12 GB for the smallest model."""
+    fits = plan.fitted(filled(Config(arm=arm, card=card, preset=model), "full"))
+    assert (fits.micro_tokens, fits.recompute) == chosen
+    assert {k for k, v in vars(fits).items() if v != vars(filled(Config(arm=arm, card=card, preset=model), "full"))[k]} == {
+        "micro_tokens", "recompute",
+    }  # fmt: skip
+
+
+def test_memory_settings_that_were_given_stand():
+    assert plan.fitted(replace(FULL, card=96.0, micro_tokens=4096)).micro_tokens == 4096
+    assert plan.fitted(replace(FULL, card=96.0, recompute="all")).recompute == "all"
+
+
+def test_a_card_too_small_is_told_what_fits_and_fit_takes_it(capsys):
+    """Nothing that changes what is learned is taken unasked."""
+    small = replace(FULL, arm="cone", card=12.0)
+    with pytest.raises(UserError, match="needs .* it would fit with --max-new-tokens .* give them, or --fit"):
+        plan.fitted(small)
+    fits = plan.fitted(replace(small, fit=True))
+    assert fits.max_new_tokens < 1536 and capsys.readouterr().err.startswith("--fit: --max-new-tokens")
+    assert plan.advice(plan.plan_for(plan.model_config(fits.model), fits, 12.0), 12.0) == []
+    with pytest.raises(UserError, match="no smaller setting makes it fit: a smaller model may"):
+        plan.fitted(replace(small, card=4.0, fit=True))
+    assert plan.fitted(replace(small, dry_run=True)).max_new_tokens == 1536  # its report says what is too much
+
+
+def test_vllm_gets_three_tenths_where_the_trainer_leaves_them():
+    config = plan.model_config("Qwen/Qwen3.5-2B")
+    assert plan.vllm_share(plan.memory_plan(config, CFG), 96.0) == 0.3
+    items = plan.plan_for(config, CFG, 24.0)
+    need = sum(i.gib for i in items if i.phases == "rollout")
+    assert plan.vllm_share(items, 24.0) == pytest.approx(need / 24)

@@ -38,7 +38,8 @@ from harness.journal import merge
 model = adapted_qwen3()
 batch = [Rollout([3, 4, i], [5 + i] * (2 + 3 * i), [-1.0] * (2 + 3 * i), True) for i in range(4)]
 part = ranks.share(list(range(4)))
-sums = backward(model, [batch[i] for i in part], torch.tensor([1.0, -1.0, 0.5, 2.0])[part], Config(rollout="torch"), 97)
+cfg = Config(rollout="torch", micro_tokens=2048)
+sums = backward(model, [batch[i] for i in part], torch.tensor([1.0, -1.0, 0.5, 2.0])[part], cfg, 97)
 sums = merge(ranks.gather([sums]))
 g = ranks.total(flatten_grads(lora_parameters(model))) / sums["tokens"]
 rows = ranks.from_rank(torch.ones(2 + ranks.rank, 3) * (1 + ranks.rank))
