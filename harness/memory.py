@@ -10,10 +10,12 @@ the meta device. docs/performance.md says which of these numbers were ever measu
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -97,10 +99,16 @@ def model_config(model: str) -> Any:
 def counts(config: Any, lora_r: int) -> dict[str, int]:
     """Parameters: of the base (tied weights once), of its matrices that multiply every token, of the adapter (= the
     length of the flat vector)."""
-    from transformers import AutoModelForCausalLM
+    fields = {k: v for k, v in config.to_dict().items() if k != "model_type"}
+    return _counts(config.model_type, json.dumps(fields, default=str), lora_r)
+
+
+@lru_cache(maxsize=32)
+def _counts(kind: str, config: str, lora_r: int) -> dict[str, int]:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **json.loads(config)))
     linears = {n: m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     adapted = [w for n, w in linears.items() if re.fullmatch(TARGETS, n)]
     return dict(

@@ -114,6 +114,7 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path):
 
 
 @pytest.mark.invariant
+@pytest.mark.slow
 def test_two_ranks_have_the_cone_of_one(tmp_path):
     """13 contexts from the whole batch, not from the first rank's half of it, which has 8."""
     one, two = results(CONE, tmp_path)

@@ -83,6 +83,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(undisturbed, heldout, tmp_path, 
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_run_that_is_hung_up_then_stopped_in_its_evaluation_comes_to_the_same_bits(undisturbed, heldout, tmp_path):
     """Two commands at once share neither a new folder nor a resumed one; what goes on loses no step."""
     folder = tmp_path / "run"
@@ -177,7 +178,8 @@ def test_resume_refuses_other_settings_and_finished_runs(undisturbed, tmp_path):
 
 def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
     """d comes from v_hack.safetensors, not from another extraction."""
-    run = SimpleNamespace(cfg=read_config(undisturbed[0]), tokenizer=pocket_tokenizer, sampler=None, train=[], model=None)
+    run = SimpleNamespace(cfg=read_config(undisturbed[0]), tokenizer=pocket_tokenizer, train=[], model=None)
+    run.sampler = SimpleNamespace(sleep=lambda: None)
     with MonkeyPatch.context() as patch:
         patch.setattr(vhack, "make_pairs", lambda *_: [])
         found = vhack.directions(run, "svd", undisturbed[0])
