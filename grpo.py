@@ -44,7 +44,7 @@ from engine.logprob import micro_batches
 from engine.lora import adapter_off, flatten_grads, flatten_params, merged_weights, slices, write_grads, write_params
 from engine.model import decode, encode_prompt
 from engine.sampler import Rollout
-from harness import memory
+from harness import arithmetic, memory
 from harness.journal import Clock, merge, metrics
 from harness.scale import resolve
 from harness.schedule import batch_problems, learning_rate, sampling_seed
@@ -286,7 +286,7 @@ def main() -> None:
     """The command line: plan, or train."""
     cfg = CONFIG if CONFIG.resume else resolve(CONFIG)
     if cfg.dry_run:
-        print(memory.report(cfg.model, cfg))
+        print(memory.report(cfg.model, cfg), arithmetic.report(memory.model_config(cfg.model), cfg), sep="\n")
         return
     train(cfg)
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from arms.cone import FORMS
 from engine import lora
 from faults.errors import UserError
+from harness import arithmetic
 from harness import memory as plan
 from harness.config import Config
 from harness.scale import filled
@@ -162,3 +163,18 @@ def test_vllm_gets_three_tenths_where_the_trainer_leaves_them():
     items = plan.plan_for(config, CFG, 24.0)
     need = sum(i.gib for i in items if i.phases == "rollout")
     assert plan.vllm_share(items, 24.0) == pytest.approx(need / 24)
+
+
+def test_a_step_by_arithmetic_is_within_the_targets():
+    """Of the full scale on its card: 20 s, and 28 s for the cone; and each part moves the way it must."""
+    config = plan.model_config("Qwen/Qwen3.5-2B")
+    projected, cone = (
+        arithmetic.step_seconds(config, plan.fitted(replace(FULL, arm=arm, card=96.0))) for arm in ("projected", "cone")
+    )
+    assert sum(projected.values()) <= 20 and sum(cone.values()) <= 28
+    assert "cone" not in projected and {k: v for k, v in cone.items() if k != "cone"} == projected
+    passes = [arithmetic.step_seconds(config, cfg(recompute=r))["backward"] for r in ("none", "half", "all")]
+    assert passes == pytest.approx([passes[0] * k / 3 for k in (3, 3.5, 4)])
+    # 128 x 1,100 tokens, two operations a weight, three passes, at .35 of 989 TFLOP/s; attention adds a little
+    weights = plan.counts(config, 32)["matmul"]
+    assert passes[0] == pytest.approx(128 * 1100 * 2 * weights * 3 / (0.35 * 989e12), rel=0.03)

@@ -1,0 +1,49 @@
+"""How long a step takes by arithmetic, phase by phase, from shapes and a card's data sheet: a target, not a measurement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.config import Config
+from harness.memory import BF16, RECOMPUTED, SURFACE_FORMS, counts, kv_bytes_per_token, layer_kinds
+
+# One H100 SXM by its data sheet, and what of it is assumed to be reached.
+PEAK, REACHED = 989e12, 0.35  # dense bf16 FLOP/s
+BANDWIDTH, READ = 3.35e12, 0.6  # bytes a second
+PROMPT, COMPLETION = 300, 800  # tokens of a LeetCode sequence, on average
+LAUNCH = 3e-3  # seconds of a decoding step beside its reads: sampling, scheduling
+GRADING, PUSHING = 4.0, 1.0  # seconds: the sandbox on the machine's cores; merging and pushing the weights
+
+
+def step_seconds(config: Any, cfg: Config) -> dict[str, float]:
+    """Seconds of one step of `cfg` on that card, by phase.
+
+    A token costs two operations a matrix weight in a forward pass, and its attention; the backward once more, because the base's
+    weights are frozen, and once more for the layers that are recomputed. Decoding reads every weight, and the keys and values
+    so far, once a step; it ends with the longest completion."""
+    full, _ = layer_kinds(config)
+    length, weights = PROMPT + COMPLETION, counts(config, cfg.lora_r)
+    forward = 2 * weights["matmul"] + 2 * full * config.num_attention_heads * config.head_dim * length  # a token; causal
+    passes = 2 + RECOMPUTED[cfg.recompute]  # forward, backward, and again
+    rows = cfg.cone_n * (SURFACE_FORMS + 1) if cfg.arm == "cone" else 0  # sequences: the forms and the fence
+    read = weights["base"] * BF16 + cfg.batch * (PROMPT + COMPLETION / 2) * kv_bytes_per_token(config)
+    seconds = dict(
+        push=PUSHING,
+        rollout=cfg.max_new_tokens * (read / (READ * BANDWIDTH) + LAUNCH) + cfg.batch * PROMPT * forward / (REACHED * PEAK),
+        grade=GRADING,
+        backward=cfg.batch * length * forward * (1 + passes) / (REACHED * PEAK),  # the reference model's pass too
+        cone=rows * length * forward * passes / (REACHED * PEAK),
+    )
+    return {phase: value for phase, value in seconds.items() if value}
+
+
+def report(config: Any, cfg: Config) -> str:
+    """The lines of `--dry-run` on time."""
+    seconds = step_seconds(config, cfg)
+    total = sum(seconds.values())
+    return (
+        f"a step by arithmetic, not measured, on an H100 ({REACHED:.0%} of {PEAK / 1e12:.0f} TFLOP/s, {READ:.0%} of "
+        f"{BANDWIDTH / 1e12:.2f} TB/s; {cfg.batch} sequences of {PROMPT + COMPLETION:,} tokens): "
+        + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
+        + f", together {total:.1f} s; {cfg.steps} steps {total * cfg.steps / 3600:.1f} h"
+    )
