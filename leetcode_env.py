@@ -23,9 +23,13 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves it out
 
+from faults.errors import UserError, command, interruptible
+
+if __name__ == "__main__":
+    interruptible()
+
 import tyro
 
-from faults.errors import UserError, command
 from problems import fetch as fetch_data
 from problems.asserts import Test
 from problems.data import Problem, load_problems, write_manifest

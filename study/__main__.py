@@ -21,9 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from faults.errors import UserError, command, interruptible
+
+if __name__ == "__main__":
+    interruptible()
+
 import tyro
 
-from faults.errors import UserError, command
 from faults.files import write_json
 from harness.config import Range, flag, parse
 from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan

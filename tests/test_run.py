@@ -18,7 +18,7 @@ from support.runs import SMALL, UNDISTURBED, ends, ends_with_one_line, grpo, lau
 
 import vhack
 from harness.checkpoint import read_checkpoint
-from harness.config import ROOT, read_config
+from harness.config import POCKET, ROOT, read_config
 from sandbox import confine
 
 
@@ -132,18 +132,19 @@ def test_a_run_without_standard_streams(heldout, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the process through /proc")
-@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py"])
+@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py", "leetcode_env.py"])
 def test_ctrl_c_among_the_imports_is_one_line(program, tmp_path):
-    args = [str(tmp_path)] if program == "eval.py" else ["--scale", "pocket", "--out", str(tmp_path / "out")]
-    command = [sys.executable, program, *args]
+    args = {"eval.py": [str(tmp_path)], "leetcode_env.py": ["check", str(POCKET / "train.jsonl")]}
+    command = [sys.executable, program, *args.get(program, ["--scale", "pocket", "--out", str(tmp_path / "out")])]
+    late = "_hashlib" if program == "leetcode_env.py" else "libtorch_cpu"  # a library that is loaded on the way
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(lambda: "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+    wait_for(lambda: late in Path(f"/proc/{process.pid}/maps").read_text(), process)
     process.send_signal(signal.SIGINT)
     assert ends(process, 130) == "interrupted\n" and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags", ["-I", "-OO"])
-@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py"])
+@pytest.mark.parametrize("program", ["grpo.py", "vhack.py", "eval.py", "leetcode_env.py"])
 def test_flags_of_the_interpreter(flags, program):
     """Isolated, a script's folder is not on the path; without docstrings transformers cannot be imported."""
     done = subprocess.run([sys.executable, flags, program, "--nonsense"], cwd=ROOT, text=True, capture_output=True)
