@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 _WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sandbox import worker; worker.start(sys.argv[1:])"
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _HONEST = Program("def f(): return 1", ["f()"], lambda i, value: value == 1)
-_START_SECONDS = 60.0  # of trying before the machine, and not a program, is taken to be at fault
+_START_SECONDS = 30.0  # of trying before the machine, and not a program, is taken to be at fault
 _PREFIX = "sandbox-"
 ENDED_ITS_WORKER = "ended its worker twice"  # the note of a program that did
 _SMALL, _SMALL_AT_ONCE = 4096, 64  # bytes of a small piece from a run; how many are read as they come

@@ -2,16 +2,14 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import descendants_named, wait_for
+from support.processes import kill_workers_of, wait_for
 from support.runs import SMALL
 
 from faults.errors import PartDied, UserError
@@ -148,13 +146,7 @@ def test_a_death_on_the_second_rank_ends_both_with_the_firsts_checkpoint(tmp_pat
     processes = begin(2, *small_run(tmp_path, "--arm", "vanilla", "--steps", "40", "--save-every", "1000"))
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, processes[0])
-    seen = set()
-    deadline = time.monotonic() + 60
-    while processes[1].poll() is None and time.monotonic() < deadline:  # its sandbox worker, and the one in its place
-        for pid in set(descendants_named(processes[1].pid, b"sandbox import worker")) - seen:
-            seen.add(pid)
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    kill_workers_of(processes[1])
     outs = outputs(processes, codes=(1,))
     said = [x for x in outs[0].splitlines() if x.startswith("stopped: ")]
     assert len(said) == 1 and "(rank 1)" in said[0] and "--resume" in said[0]

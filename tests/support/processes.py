@@ -1,5 +1,8 @@
 """Looking at other processes, and waiting for them."""
 
+import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,6 +18,17 @@ def descendants_named(pid, words):
         except OSError:  # it has ended
             continue
     return found
+
+
+def kill_workers_of(process, seconds=120):
+    """Kill every sandbox worker that the run starts, as soon as it is there, until the run has ended."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < deadline, "it goes on without a worker"
+        for pid in descendants_named(process.pid, b"sandbox import worker"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def wait_for(condition, process, seconds=120):
