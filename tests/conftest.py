@@ -1,5 +1,7 @@
 """Fixtures: a real tiny model with a real adapter, the embedded pocket model, and one small run that many tests look at."""
 
+import signal
+
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ from support.models import adapted_qwen3, tiny_qwen3
 from support.runs import UNDISTURBED, grpo
 
 torch.set_num_threads(1)
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it, and so would every run that tests start
 
 
 @pytest.fixture

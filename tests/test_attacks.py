@@ -103,8 +103,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in AT_THE_LIMIT else
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("honest_runs", [pytest.param(10, id="then10"), pytest.param(100, id="then100", marks=pytest.mark.slow)])
-def test_attack(name, honest_runs, pool, world):
+def test_attack(name, pool, world, honest_runs=10):
     """Not judged correct; nothing outside changed; the next honest programs are judged right; nobody and nothing stays."""
     before, fds = outside(world), len(os.listdir("/proc/self/fd"))
     worker_before = resources(pool.pids[0])
@@ -118,6 +117,12 @@ def test_attack(name, honest_runs, pool, world):
     worker_after = resources(pool.pids[0])
     assert worker_after[0] == worker_before[0]
     assert worker_after[1] <= worker_before[1] + 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ATTACKS)[::4])
+def test_attack_then_a_hundred(name, pool, world):
+    test_attack(name, pool, world, honest_runs=100)
 
 
 def test_the_suite_can_fail(pool, world):
