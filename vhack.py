@@ -28,7 +28,7 @@ from harness.config import Config, flag, parsed
 
 FIELDS = (
     "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "rollout", "temperature",
-    "pairs", "pairs_heldout", "layer", "steer_prompts", "require_steering", "threads",
+    "pairs", "pairs_heldout", "layer", "steer_prompts", "require_steering", "threads", "lora_r", "card", "fit",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ LAUNCH = 3e-3  # seconds of a decoding step beside its reads: sampling, scheduli
 GRADING, PUSHING = 4.0, 1.0  # seconds: the sandbox on the machine's cores; merging and pushing the weights
 
 
+def lengths(cfg: Config) -> tuple[int, int]:
+    """Tokens of a prompt and of a completion: those averages, as far as the settings allow them."""
+    return min(PROMPT, cfg.max_prompt), min(COMPLETION, cfg.max_new_tokens)
+
+
 def step_seconds(config: Any, cfg: Config) -> dict[str, float]:
     """Seconds of one step of `cfg` on that card, by phase.
 
@@ -22,14 +27,15 @@ def step_seconds(config: Any, cfg: Config) -> dict[str, float]:
     weights are frozen, and once more for the layers that are recomputed. Decoding reads every weight, and the keys and values
     so far, once a step; it ends with the longest completion."""
     full, _ = layer_kinds(config)
-    length, weights = PROMPT + COMPLETION, counts(config, cfg.lora_r)
+    prompt, completion = lengths(cfg)
+    length, weights = prompt + completion, counts(config, cfg.lora_r)
     forward = 2 * weights["matmul"] + 2 * full * config.num_attention_heads * config.head_dim * length  # a token; causal
     passes = 2 + RECOMPUTED[cfg.recompute]  # forward, backward, and again
     rows = cfg.cone_n * (SURFACE_FORMS + 1) if cfg.arm == "cone" else 0  # sequences: the forms and the fence
-    read = weights["base"] * BF16 + cfg.batch * (PROMPT + COMPLETION / 2) * kv_bytes_per_token(config)
+    read = weights["base"] * BF16 + cfg.batch * (prompt + completion / 2) * kv_bytes_per_token(config)
     seconds = dict(
         push=PUSHING,
-        rollout=cfg.max_new_tokens * (read / (READ * BANDWIDTH) + LAUNCH) + cfg.batch * PROMPT * forward / (REACHED * PEAK),
+        rollout=cfg.max_new_tokens * (read / (READ * BANDWIDTH) + LAUNCH) + cfg.batch * prompt * forward / (REACHED * PEAK),
         grade=GRADING,
         backward=cfg.batch * length * forward * (1 + passes) / (REACHED * PEAK),  # the reference model's pass too
         cone=rows * length * forward * passes / (REACHED * PEAK),
@@ -43,7 +49,7 @@ def report(config: Any, cfg: Config) -> str:
     total = sum(seconds.values())
     return (
         f"a step by arithmetic, not measured, on an H100 ({REACHED:.0%} of {PEAK / 1e12:.0f} TFLOP/s, {READ:.0%} of "
-        f"{BANDWIDTH / 1e12:.2f} TB/s; {cfg.batch} sequences of {PROMPT + COMPLETION:,} tokens): "
+        f"{BANDWIDTH / 1e12:.2f} TB/s; {cfg.batch} sequences of {sum(lengths(cfg)):,} tokens): "
         + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         + f", together {total:.1f} s; {cfg.steps} steps {total * cfg.steps / 3600:.1f} h"
     )

@@ -79,8 +79,9 @@ class RunState:
         if not self.writes:
             return
         try:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "config.json", config)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "config.json", config)  # the first: with it alone the run can be gone on with
+            (self.folder / "checkpoints").mkdir(exist_ok=True)
             for name in LOGS:
                 (self.folder / name).touch()
         except OSError as e:

@@ -285,7 +285,8 @@ def read_config(folder: str | Path) -> Config:
         from_root = {
             k: str(ROOT / saved[k]) for k in PATHS if isinstance(saved[k], str) and (k != "model" or (ROOT / saved[k]).is_dir())
         }
-        cfg = check(Config(**saved | from_root | {"betas": tuple(saved["betas"])}))
+        before = {"recompute": "all" if saved.get("scale") == "full" else "none"}  # what a run did that does not say it
+        cfg = check(Config(**before | saved | from_root | {"betas": tuple(saved["betas"])}))
         if unknown := [f.name for f in fields(Scale) if f.name != "preset" and getattr(cfg, f.name) is None]:
             raise ValueError(f"{unknown[0]} has no value")
         return cfg
@@ -301,6 +302,8 @@ def resumed(given: Config, argv: Sequence[str] | None = None) -> Config:
     assert folder is not None
     if given.out:
         raise UserError(f"--resume {folder} goes on in that folder: leave --out away")
+    if given.card or given.fit:
+        raise UserError("--card and --fit choose the settings of a new run: at --resume give --micro-tokens or --recompute")
     saved = read_config(folder)
     if (folder / "done.json").exists():
         raise UserError(f"{folder} is finished: nothing to resume")

@@ -81,12 +81,14 @@ class Item(NamedTuple):
     phases: str  # "all", or the phase in which it is on the card
 
 
-def model_config(model: str) -> Any:
-    """The text config of a model: from its folder or the local cache, else the published shapes. Raises UserError."""
+def model_config(model: str, fetch: bool = False) -> Any:
+    """The text config of a model: from its folder or the local cache, else the published shapes; with `fetch`, at last from the
+    hub. Raises UserError."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+        here = os.path.isdir(model) or model in SHAPES or not fetch
+        return AutoConfig.from_pretrained(model, local_files_only=here).get_text_config()
     except Exception as e:  # a damaged file is any of a dozen exceptions
         if os.path.isdir(model):
             raise UserError(f"cannot read the config of the model {model} ({one_line(e)})") from None
@@ -199,13 +201,13 @@ def fitted(cfg: Config) -> Config:
     """The config with --micro-tokens and --recompute chosen for the card, where they were not given; with --fit also with the
     nearest settings that fit it. Raises UserError for settings that do not fit, which says those that would; a dry run only
     plans, and says them in its report."""
-    config, card = model_config(cfg.model), cfg.card or card_memory_gib()
+    config, card = model_config(cfg.model, fetch=not cfg.dry_run), cfg.card or card_memory_gib()
 
     def chosen(cfg: Config) -> tuple[Config, list[str]]:
         for micro, recompute in CHOICES:
             tried = replace(cfg, micro_tokens=cfg.micro_tokens or micro, recompute=cfg.recompute or recompute)
             items = plan_for(config, tried, card)
-            said, roomy = advice(items, card), peak(items, "training") <= ROOMY * card
+            said, roomy = advice(items, card), max(peak(items, p) for p in ("start", "training")) <= ROOMY * card
             if not said and (roomy or tried.recompute == "all" or cfg.recompute):
                 break
         return tried, said
@@ -224,7 +226,8 @@ def fitted(cfg: Config) -> Config:
                 print(f"--fit: {options}", file=sys.stderr)
                 return fits
             raise UserError(f"{said[0]}; it would fit with {options}: give them, or --fit")
-    raise UserError(f"{said[0]}; no smaller setting makes it fit: a smaller model may, --preset qwen3-1.7b or qwen3-0.6b")
+    hint = "" if cfg.model == "Qwen/Qwen3-0.6B" else ": a smaller model may, --preset qwen3-0.6b"
+    raise UserError(f"{said[0]}; no smaller setting makes it fit{hint}")
 
 
 def peak(items: list[Item], phase: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.errors import UserError
-from harness.config import POCKET, ROOT, Config, check
+from harness.config import POCKET, ROOT, Config, check, flag
 
 DATA = Path(os.environ.get("PGRPO_DATA", ROOT / "data"))
 
@@ -82,8 +82,9 @@ def resolve(cfg: Config) -> Config:
             scale, why = "pocket", f"for full this machine lacks {', '.join(missing)}"
         else:
             why = "all that it needs is there"
-    if scale == "pocket" and cfg.preset:
-        raise UserError(f"--preset {cfg.preset} is of the full scale, and this is the pocket scale ({why}): leave it away")
+    of_full = dict(preset=cfg.preset, card=cfg.card, fit=cfg.fit, recompute=cfg.recompute)
+    if scale == "pocket" and (given := [flag(name) for name, value in of_full.items() if value]):
+        raise UserError(f"{given[0]} is of the full scale, and this is the pocket scale ({why}): leave it away")
     print(f"scale: {scale} ({why})", file=sys.stderr)
     cfg = check(filled(cfg, scale))
     if scale == "full":

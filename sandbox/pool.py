@@ -18,7 +18,6 @@ import logging
 import marshal
 import os
 import queue
-import shutil
 import socket
 import struct
 import subprocess
@@ -34,6 +33,7 @@ from typing import Any
 from faults.errors import PartDied, UserError
 from sandbox import confine, wire
 from sandbox.program import Outcome, Program, Verdict, why
+from sandbox.scratch import remove
 from sandbox.worker import CPU_SECONDS, WALL_SECONDS, WALL_SLACK
 
 log = logging.getLogger(__name__)
@@ -114,9 +114,10 @@ class Sandbox:
         for worker in self._workers:
             worker.close()
         self._workers = []
-        shutil.rmtree(self._base, ignore_errors=True)
-        with suppress(OSError):
-            os.close(self._lock)
+        remove(self._base)
+        lock, self._lock = self._lock, -1  # once: a second call must not close what has that number by then
+        if lock >= 0:
+            os.close(lock)
 
     def run(self, programs: Iterable[Program]) -> list[Outcome]:
         """The outcomes, in the order of `programs`. Raises SandboxDied when no worker can be started that runs an honest
@@ -184,14 +185,14 @@ class _Worker:
     that got hold of the other end could not speak for its worker."""
 
     def __init__(self, base: str, options: Sequence[str]):
-        scratch = tempfile.mkdtemp(dir=base)
+        self._scratch = tempfile.mkdtemp(dir=base)
         self._control, theirs = socket.socketpair()
         if _CREDENTIALS:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.pid, self.alive = 0, True
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-B", "-c", _WORKER, _ROOT, scratch, *options],
+                [sys.executable, "-s", "-B", "-c", _WORKER, _ROOT, self._scratch, *options],
                 stdin=theirs.fileno(),  # a fixed number, whatever the caller has open; nothing above standard error is inherited
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -286,6 +287,7 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        remove(self._scratch)
 
 
 _CREDENTIALS = socket.CMSG_SPACE(12) if sys.platform.startswith("linux") else 0
@@ -314,7 +316,7 @@ def _own_folder() -> tuple[str, int]:
         for left in parent.glob(f"{_PREFIX}*/lock"):
             with suppress(OSError), open(left) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left.parent, ignore_errors=True)
+                remove(left.parent)
         base = tempfile.mkdtemp(prefix=_PREFIX)
         os.chmod(base, 0o711)  # a worker that drops root's rights passes through to its own directory
         lock = os.open(os.path.join(base, "unlocked"), os.O_CREAT | os.O_CLOEXEC)

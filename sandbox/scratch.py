@@ -51,6 +51,13 @@ def empty(directory: str) -> None:
         os.close(here)
 
 
+def remove(folder: str | os.PathLike[str]) -> None:
+    """Remove a folder with all that is in it, as far as that is possible; a recursive removal would end at a deep tree."""
+    with suppress(OSError):
+        empty(os.fspath(folder))
+        os.rmdir(folder)
+
+
 _LEVELS = 8  # directories that lie no deeper go in one pass
 
 

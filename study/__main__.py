@@ -140,10 +140,11 @@ def check_options(options: Study, extra: list[str]) -> None:
         raise UserError(f"--only names no arm; the plan has {', '.join(PLAN)}")
     if not options.program.is_file():
         raise UserError(f"--program {options.program}: no such file")
-    planned = _fields(text for flags, _ in PLAN.values() for text in flags) | {"seed", "scale", "out", "resume", "dry_run"}
+    own = {"seed", "scale", "out", "resume", "dry_run", "card", "fit"}  # --fit would take settings of their own for each arm
+    planned = _fields(text for flags, _ in PLAN.values() for text in flags) | own
     if taken := sorted(_fields(extra) & planned):
         raise UserError(
-            f"{flag(taken[0])} cannot follow --: the plan sets it for each run; see --only, --seeds, --scale and --out"
+            f"{flag(taken[0])} cannot follow --: it is set for each run, or would differ; see --only, --seeds, --scale and --out"
         )
     for variant, (flags, _) in PLAN.items():
         if extra and variant in (options.only or PLAN):

@@ -15,7 +15,7 @@ from support.models import tiny_qwen3
 from engine.lora import flatten_params, inject, lora_parameters
 from faults import files
 from faults.errors import Signalled, Stopped, UserError
-from faults.files import LOCK, locked
+from faults.files import LOCK, locked, write_atomic
 from harness import checkpoint
 from harness.checkpoint import RunState
 from harness.config import ROOT
@@ -304,3 +304,17 @@ def test_a_place_that_cannot_be_had_leaves_nothing(place, tmp_path, monkeypatch)
     if place[0] == "a":
         with pytest.raises(UserError, match="cannot write the run folder"):
             checkpoint.refuse_existing(Path(place), resuming=False)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    """On a full disk half a checkpoint would only fill it more; and what was there stays as it was."""
+    path = tmp_path / "file"
+    write_atomic(path, b"before")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        write_atomic(path, b"after")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"before"

@@ -164,11 +164,33 @@ def test_the_full_scale_misses_the_presets_model_and_both_data_files(monkeypatch
     assert not any(str(train) in x for x in missing)
 
 
+@pytest.mark.parametrize("given", [["--recompute", "half"], ["--card", "24"], ["--fit"], ["--preset", "qwen3-4b"]])
+def test_what_is_of_the_full_scale_is_refused_at_pocket_scale(given):
+    with pytest.raises(UserError, match=f"{given[0]} is of the full scale, and this is the pocket scale"):
+        scale.resolve(parse(["--scale", "pocket", *given]))
+
+
 @pytest.fixture
 def folder(tmp_path):
     cfg = filled(Config(arm="cone", skip_nonfinite=0), "pocket")
     (tmp_path / "config.json").write_text(json.dumps({"config": portable(cfg)}))
     return tmp_path
+
+
+def test_a_run_from_before_says_what_it_recomputed(folder):
+    """Where config.json has no `recompute` the layers of the full scale all were, and the pocket scale's none."""
+    path = folder / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["config"]["recompute"]
+    for size, what in (("pocket", "none"), ("full", "all")):
+        path.write_text(json.dumps({"config": saved["config"] | {"scale": size}}))
+        assert read_config(folder).recompute == what
+
+
+def test_settings_for_a_card_are_those_of_a_new_run(folder):
+    for given in (["--fit"], ["--card", "24"]):
+        with pytest.raises(UserError, match="at --resume give --micro-tokens or --recompute"):
+            resumed(parse(["--resume", str(folder), *given]), ["--resume", str(folder), *given])
 
 
 def test_config_json_gives_the_config_back(folder):

@@ -152,7 +152,7 @@ def test_a_card_too_small_is_told_what_fits_and_fit_takes_it(capsys):
     fits = plan.fitted(replace(small, fit=True))
     assert fits.max_new_tokens < 1536 and capsys.readouterr().err.startswith("--fit: --max-new-tokens")
     assert plan.advice(plan.plan_for(plan.model_config(fits.model), fits, 12.0), 12.0) == []
-    with pytest.raises(UserError, match="no smaller setting makes it fit: a smaller model may"):
+    with pytest.raises(UserError, match="no smaller setting makes it fit: a smaller model may, --preset qwen3-0.6b"):
         plan.fitted(replace(small, card=4.0, fit=True))
     assert plan.fitted(replace(small, dry_run=True)).max_new_tokens == 1536  # its report says what is too much
 

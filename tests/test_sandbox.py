@@ -378,6 +378,32 @@ def test_folders_of_killed_owners_are_swept_at_the_next_start(tmp_path, monkeypa
         assert os.path.isdir(pool._base)
 
 
+def test_a_deep_tree_of_a_killed_owner_goes_too(tmp_path, monkeypatch):
+    """A run was building it when its trainer was killed; a removal that recurses would end every later start."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "sandbox-left"
+    left.mkdir()
+    (left / "lock").touch()
+    monkeypatch.chdir(left)
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(tmp_path)
+    Sandbox(workers=1).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closing_twice_closes_nothing_of_others():
+    pool = Sandbox(workers=1)
+    number = pool._lock
+    pool.close()
+    others = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(others, number)
+    pool.close()
+    os.fstat(number)
+    os.close(number)
+
+
 def test_no_temporary_directory_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(UserError, match="needs a temporary directory to write to: No such file or directory; set TMPDIR"):
