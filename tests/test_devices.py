@@ -11,15 +11,18 @@ from transformers import AutoModelForCausalLM
 import grpo
 import vhack
 from arms.cone import Contrast, contrast_rows
+from arms.pairs import Pair
 from arms.rebound import concept_scores
 from engine import lora
 from engine.forward import last_hidden
 from engine.sampler import Rollout
 from harness.checkpoint import RunState
-from harness.config import Config
+from harness.config import POCKET, Config
 from harness.training import Training
+from leetcode_env import load_problems
 from projection import cos_align, project
 
+VOCAB = 700  # more than the pocket tokenizer has
 CFG = Config(micro_tokens=64, rollout="vllm")
 ROLLOUTS = [Rollout([5, 6, 7], list(range(8, 8 + n)), [-1.0] * n, True) for n in (4, 9, 2, 6)]
 CONTRASTS = [Contrast([([5, 6, 7, 8], 3), ([5, 6, 9], 2)], ([5, 6, 4], 2)) for _ in range(2)]  # `int(index.max()) + 1` is 2 here
@@ -33,7 +36,7 @@ def model(request):
     """A small model of each kind in bf16 on the pretended card, with its adapter."""
     with pretended_card():
         with torch.device(CARD):
-            config = tiny_config(request.param, num_hidden_layers=2, **TWO_LAYERS[request.param])
+            config = tiny_config(request.param, num_hidden_layers=2, vocab_size=VOCAB, **TWO_LAYERS[request.param])
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
         yield lora.inject(model, 4, 8, seed=0)
 
@@ -90,6 +93,21 @@ def test_hidden_states_directions_and_lifts(model):
     denoised, _ = vhack.denoise(d, model.model.layers[0].mlp.down_proj.weight, 4)
     assert on_card(denoised, concept_scores(model, [p[0] for p in pairs], [1, 2], denoised.cpu()))
     assert on_card(vhack._outer_lift(model, [p[0] for p in pairs], denoised.cpu()))
+
+
+def test_extraction_and_every_construction_of_v(model, pocket_tokenizer, monkeypatch):
+    """The functions that a run calls, on pairs of the embedded problems; made-up states are told apart by decree."""
+    separation = vhack.separation
+    monkeypatch.setattr(vhack, "separation", lambda *states: separation(*states) and (1.0, 1.0))
+    code = "```python\nclass Solution:\n    def f(self, xs):\n        return 1"
+    pairs = [
+        Pair(p, f"{code}\n\ndef run_tests():\n    pass\n```", f"{code}\n```") for p in load_problems(POCKET / "train.jsonl", 4)
+    ]
+    for kind in ("svd", "raw", "random"):
+        hack = vhack.extract(model, pocket_tokenizer, pairs, 2, 16, layer=1, kind=kind)
+        assert hack.d.device.type == "cpu"  # as it is saved
+    for construction in ("jacobian", "outer", "contrast"):
+        assert on_card(vhack.lift(model, pocket_tokenizer, pairs[:2], hack, VOCAB, construction))
 
 
 def test_weights_for_the_engine(model):
