@@ -19,21 +19,7 @@ from engine import lora
 from engine.model import recompute_layers
 from engine.sampler import Rollout
 from harness import memory as plan
-
-TINY = dict(
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    tie_word_embeddings=True,
-)
+from tests.support.models import tiny_config
 
 
 def main() -> int:
@@ -70,9 +56,8 @@ def parse() -> argparse.Namespace:
 
 
 def build_config(args):
-    from transformers import AutoConfig
 
-    return AutoConfig.for_model("qwen3_5_text", **TINY) if args.tiny else plan.model_config(args.model)
+    return tiny_config("qwen3_5_text", tie_word_embeddings=True) if args.tiny else plan.model_config(args.model)
 
 
 def build_model(config, device: str, recompute: str = "all"):

@@ -23,7 +23,7 @@ import torch
 from engine.logprob import BLOCK_ELEMENTS_CUDA
 from engine.lora import TARGETS, copies_at_once
 from faults.errors import UserError, one_line
-from harness.config import Config
+from harness.config import Config, flag
 
 GIB = 2**30
 SURFACE_FORMS = 4  # of the hack: rows a context with --cone-split (arms.cone.FORMS)
@@ -166,6 +166,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
     micro = max(cfg.micro_tokens, longest)  # a single long sequence is a micro-batch of its own
     kept, whole = activation_bytes_per_token(config)
     share = RECOMPUTED[cfg.recompute]
+    for_backward = layers * (share * kept + (1 - share) * whole)  # bytes a token
     rows = cfg.cone_n * (SURFACE_FORMS if cfg.cone_split else 1) if cfg.arm == "cone" else 0
     copies = min(rows, copies_at_once(n["lora"]))
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
@@ -175,8 +176,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
         ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
         ("flat vectors: v, g, g' and the step", 4 * flat, "all"),
         (f"cone: {rows} rows, and {copies} copies of the adapter at a time", (rows + 2 * copies) * flat, "training"),
-        (f"activations kept for the backward, {cfg.recompute} recomputed", micro * layers * (share * kept + (1 - share) * whole),
-         "training"),
+        (f"activations kept for the backward, {cfg.recompute} recomputed", micro * for_backward, "training"),
         ("activations of the layer at work (estimate)", micro * whole, "training"),
         ("hidden states and blocks of logits", blocks + micro * config.hidden_size * (2 * BF16 + F32), "training"),
         (f"{engine}: base weights, bf16", weights, "rollout" if engine == "vLLM" else "all"),
@@ -184,7 +184,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
         (f"{engine}: states of linear attention", at_once * state_bytes_per_sequence(config), "rollout"),
         (f"{engine}: activations and CUDA graphs (allowance)", 3 * GIB, "rollout"),
         ("extraction: states of every layer", max(EXTRACTION_TOKENS, longest) * (layers + 1) * kept, "start"),
-        ("lift: activations kept for the backward", LIFT_TOKENS * layers * (share * kept + (1 - share) * whole), "start"),
+        ("lift: activations kept for the backward", LIFT_TOKENS * for_backward, "start"),
         ("steering check: activations of a prefill (estimate)", STEER_TOKENS * whole, "start"),
         (f"steering check: keys and values of {STEER_TOKENS:,} tokens", STEER_TOKENS * kv_bytes_per_token(config), "start"),
     ]  # fmt: skip
@@ -221,7 +221,7 @@ def fitted(cfg: Config) -> Config:
         smaller, taken = replace(smaller, **change), taken | change
         fits, still = chosen(smaller)
         if not still:
-            options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in taken.items())
+            options = " ".join(f"{flag(k)} {v}" for k, v in taken.items())
             if cfg.fit:
                 print(f"--fit: {options}", file=sys.stderr)
                 return fits
