@@ -1,5 +1,6 @@
 """The pieces of GRPO against slow, hand-computed oracles; signs, masks and normalisers on a real model."""
 
+import contextlib
 import itertools
 import math
 import statistics
@@ -115,6 +116,32 @@ def test_gradient_equals_the_slow_oracle_at_any_micro_batch_size(model, micro_to
     sums = backward(model, batch, advantages, replace(CFG, micro_tokens=micro_tokens), 97)
     assert sums["tokens"] == sum(len(r.completion_ids) for r in batch)
     torch.testing.assert_close(flatten_grads(lora_parameters(model)) / sums["tokens"], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 10_000])
+def test_the_logged_sums_are_those_of_the_definitions(model, micro_tokens):
+    """Each with its sign and its order of arguments, token by token from full logits; the sampler's logprobs are others."""
+    batch = [replace(r, logprobs=[x - 0.1 * (i % 5) for i, x in enumerate(r.logprobs)]) for r in rollouts(model)]
+    sums = backward(model, batch, torch.zeros(len(batch)), replace(CFG, micro_tokens=micro_tokens, tis_cap=1.25), 97)
+    logp, ref, sampled = [], [], [x for r in batch for x in r.logprobs]
+    for out in (logp, ref):
+        for r in batch:
+            ids = torch.tensor(r.prompt_ids + r.completion_ids)
+            with torch.no_grad(), adapter_off(model) if out is ref else contextlib.nullcontext():
+                full = torch.log_softmax(model(input_ids=ids[None]).logits[0].float() / CFG.temperature, -1)
+            out += [full[t - 1, ids[t]].item() for t in range(len(r.prompt_ids), len(ids))]
+    ratio = [a - b for a, b in zip(logp, sampled, strict=True)]
+    expected = dict(
+        tokens=len(logp),
+        entropy=-sum(logp),
+        kl=sum(math.exp(b - a) - (b - a) - 1 for a, b in zip(logp, ref, strict=True)),
+        mean_abs=sum(map(abs, ratio)),
+        max_abs=max(map(abs, ratio)),
+        mismatch_kl=sum(math.exp(d) - d - 1 for d in ratio),  # sampler || trainer: d = trainer - sampler
+        truncated=sum(math.exp(d) > 1.25 for d in ratio),
+    )
+    assert expected["truncated"] > 0
+    assert {k: sums[k] for k in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.invariant
