@@ -39,7 +39,7 @@ WALL_SLACK = 4  # times that, at most, for a program that works on a crowded cor
 
 def run_program(fd: int, namespace: dict[str, Any]) -> None:
     """In the fork: read the job, run it, write frames. The caller ends the process afterwards, whatever happened here."""
-    job = marshal.loads(b"".join(iter(lambda: os.read(fd, 1 << 20), b"")))
+    job = marshal.loads(_all_of(fd))
     outbox = bytearray()
 
     def send(kind: bytes, body: bytes = b"", write: Any = os.write, pack: Any = HEAD.pack) -> None:
@@ -73,6 +73,10 @@ def run_program(fd: int, namespace: dict[str, Any]) -> None:
             _answer(job, namespace, outbox, send)
     except BaseException as error:
         fail(error)
+
+
+def _all_of(fd: int) -> bytes:
+    return b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
 
 
 def _answer(
@@ -248,6 +252,7 @@ class _Worker:
                 sys.modules["random"].seed(0)  # Python seeds anew after a fork; the same program shall do the same
             confine.lock(self.layers, CPU_SLACK * self.cpu_seconds)
             if isinstance(namespace, BaseException):
+                _all_of(3)  # a caller that is still writing the job would find the socket closed, and not this frame
                 os.write(3, HEAD.pack(wire.ERROR, 5) + b"setup")
             else:
                 run_program(3, namespace)

@@ -173,6 +173,12 @@ def test_setup_is_executed_once_and_inherited(pool):
     assert len(set(values)) <= 2  # one a worker
 
 
+def test_a_setup_that_fails_is_told_to_a_caller_that_is_slow_to_ask(pool, monkeypatch):
+    job = sandbox._job
+    monkeypatch.setattr(sandbox, "_job", lambda program: (time.sleep(0.1), job(program))[1])
+    assert ask(pool, "def f(): return 1", setup="1/0")[0].note == "error: setup"
+
+
 def test_a_setup_that_fails_fails_its_runs_alone(pool):
     assert ask(pool, "def f(): return 1", setup="1/0")[0].note == "error: setup"
     assert ask(pool, "def f(): return 1")[0].passed
