@@ -39,13 +39,12 @@ from arms import ARMS, Arm
 from arms.cone import cone_rows
 from arms.pairs import pairs_hash
 from arms.rebound import discounted
-from engine.forward import Batch
-from engine.logprob import micro_batches
+from engine.forward import batches, logprobs
 from engine.lora import adapter_off, flatten_grads, flatten_params, merged_weights, slices, write_grads, write_params
 from engine.model import decode, encode_prompt
 from engine.sampler import Rollout
 from harness import arithmetic, memory
-from harness.journal import Clock, merge, metrics
+from harness.journal import Clock, merge, metrics, removal
 from harness.scale import resolve
 from harness.schedule import batch_problems, learning_rate, sampling_seed
 from harness.setup import describe
@@ -77,19 +76,26 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return d.exp() - d - 1
 
 
+@torch.no_grad()
+def reference(model: Any, rollouts: list[Rollout], cfg: Config, vocab: int) -> None:
+    """Fills in the rollouts' `ref_logprobs`: log p of their tokens under the reference model, which is the model, adapter off."""
+    with adapter_off(model):
+        found = logprobs(model, [r.sequence for r in rollouts], cfg.temperature, vocab, cfg.micro_tokens)
+    for r, logp in zip(rollouts, found, strict=True):
+        r.ref_logprobs = logp.tolist()
+
+
 def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Config, vocab: int) -> dict[str, float]:
     """Adds the gradient of the *summed* loss to .grad, in micro-batches; returns sums of diagnostics over tokens.
 
     The caller divides by one count, all completion tokens of the batch over all ranks: micro-batching changes memory alone."""
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=model.device))
-    for members in micro_batches([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], cfg.micro_tokens):
-        some = [rollouts[i] for i in members]
-        batch = Batch([r.prompt_ids + r.completion_ids for r in some], [len(r.prompt_ids) for r in some], model.device)
-        adv = advantages[torch.tensor(members)].to(model.device)[batch.row]  # [tokens]
+    advantages = advantages.to(model.device)  # [batch]
+    for batch in batches(model, [r.sequence for r in rollouts], cfg.micro_tokens):
+        some = [rollouts[i] for i in batch.members]
+        adv = advantages[batch.sequence]  # [tokens]
         sampled = torch.tensor([x for r in some for x in r.logprobs], device=model.device)  # [tokens]
-
-        with torch.no_grad(), adapter_off(model):
-            ref_logp = batch.logprobs(model, cfg.temperature, vocab)  # [tokens]
+        ref_logp = torch.tensor([x for r in some for x in r.ref_logprobs], device=model.device)  # [tokens]
         logp = batch.logprobs(model, cfg.temperature, vocab)  # [tokens]
         log_ratio = logp.detach() - sampled  # [tokens] trainer against sampler: 0 up to rounding, or the engine is stale
         weight = log_ratio.exp().clamp(max=cfg.tis_cap) if cfg.rollout == "vllm" else 1.0  # [tokens] constants
@@ -156,7 +162,8 @@ def target_now(run: Training, d: vh.Directions, arm: Arm) -> Target:
 
 
 def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Problem], list[Rollout], list[str], list[Grade]]:
-    """This rank's share of a step: `generations` responses of the policy as it is now to each prompt, and their grades."""
+    """This rank's share of a step: `generations` responses of the policy as it is now to each prompt, their grades, and what the
+    reference model says of them."""
     cfg, evaluator = run.cfg, TRAIN_EVALUATOR if arm.loophole else None
     mine = run.ranks.share(batch_problems(run.problems, step, cfg))
     with clock("sync"):
@@ -173,8 +180,11 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
         run.sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
     problems = [p for p in mine for _ in range(cfg.generations)]
-    with clock("grade"):
-        grades = run.env.grade([(p, text, evaluator) for p, text in zip(problems, texts, strict=True)])
+    grading = run.aside(run.env.grade, [(p, text, evaluator) for p, text in zip(problems, texts, strict=True)])
+    with clock("reference"):  # while the sandbox's processes grade
+        reference(run.model, rollouts, cfg, run.vocab)
+    with clock("grade"):  # what that did not hide
+        grades = grading.result()
     return problems, rollouts, texts, grades
 
 
@@ -248,17 +258,9 @@ def train(cfg: Config) -> Path:
                     cos_update = cos_align(flatten_params(params) - before, target.v_hack)  # of the step that really landed
 
                 # --- the log line
-                line = metrics(step, cfg, rewards, advantages, grades, rollouts, sums) | dict(
-                    lr=learning_rate(step, cfg),
-                    cos_align=cos,
-                    cos_update=cos_update,
-                    grad_norm=grad_norm,
-                    removed=projected.removed if projected else 0.0,
-                    active_rows=projected.active if projected else 0,
-                    vanished=projected.vanished if projected else 0,
-                    zero_blocks=projected.zero_blocks if projected else 0,
-                    row_logodds=odds,
-                )
+                line = metrics(step, cfg, rewards, advantages, grades, rollouts, sums) | removal(projected)
+                line |= dict(lr=learning_rate(step, cfg), cos_align=cos, cos_update=cos_update, grad_norm=grad_norm)
+                line["row_logodds"] = odds
                 if (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
                     line["cos_d0"] = cos_align(d.hack.d, d.moved(run.parts).d)
                 run.to_save = target.kept(cfg)

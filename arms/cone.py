@@ -9,7 +9,6 @@ definition of the evaluator, in any of its surface forms. `projection.project_co
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import re
 from collections.abc import Callable
@@ -19,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.forward import Batch
+from engine.forward import Batch, trees
 from engine.logprob import consecutive
-from engine.lora import copies_at_once, lora_parameters, per_example
+from engine.lora import lora_parameters, per_example
 from engine.model import decode
 from engine.sampler import Rollout
 from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, parse_response
@@ -41,6 +40,11 @@ class Contrast:
 
     hack: list[tuple[list[int], int]]
     clean: tuple[list[int], int]
+
+    @property
+    def branches(self) -> list[tuple[list[int], int]]:
+        """The hacky ones, then the clean one."""
+        return [*self.hack, self.clean]
 
 
 def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str], clean: str) -> Contrast:
@@ -108,35 +112,33 @@ def nonhack_contrasts(tokenizer: Any, contexts: list[tuple[list[int], str]]) -> 
 def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int = 8192) -> tuple[Tensor, Tensor]:
     """(J [n, P], f [n]): gradients at the current parameters, not normalised, and the log-odds themselves.
 
-    All rows of a group in one backward pass: `lora.per_example` gives each row a copy of the adapter, so that a group has as
-    many rows as there are copies at once, and sequences of max_tokens padded tokens."""
+    Many rows in one backward pass, of at most max_tokens padded tokens: `lora.per_example` keeps them apart."""
     size = sum(p.numel() for p in lora_parameters(model).values())
-    least = math.ceil(max_tokens / copies_at_once(size))
-    lengths = [max(least, max(len(s) for s, _ in [*r.hack, r.clean]) * (len(r.hack) + 1)) for r in rows]
     J, f = torch.zeros(len(rows), size, device=model.device), torch.zeros(len(rows), device=model.device)
+    lengths = [max(len(s) for s, _ in r.branches) * len(r.branches) for r in rows]
     for group in consecutive(lengths, max_tokens):
-        sequences, index = [], []
-        for k, i in enumerate(group):
-            sequences += [*rows[i].hack, rows[i].clean]
-            index += [k] * (len(rows[i].hack) + 1)
-        with per_example(model, torch.tensor(index, device=model.device)) as copies:
-            scores = branch_logprobs(model, sequences, vocab)  # [sequences]
-            odds, at = [], 0
-            for i in group:
-                k = len(rows[i].hack)
-                odds.append(torch.logsumexp(scores[at : at + k], 0) - scores[at + k])
-                at += k + 1
-            grads = torch.autograd.grad(torch.stack(odds).sum(), copies)
-        J[group] = torch.cat([g.reshape(len(group), -1) for g in grads], 1)
-        f[group] = torch.stack(odds).detach()
+        some = [rows[i] for i in group]
+        batch = contrast_batch(model, some)
+        with per_example(model, batch.owner, J[group[0] : group[-1] + 1]):
+            odds = log_odds(model, batch, some, vocab)  # [group]
+            odds.sum().backward()
+        f[group] = odds.detach()
     return J, f
 
 
-def branch_logprobs(model: Any, sequences: list[tuple[list[int], int]], vocab: int) -> Tensor:
-    """log p(tokens from `start` on | the tokens before) of each (ids, start): [n], temperature 1, over the first `vocab` ids."""
-    batch = Batch([ids for ids, _ in sequences], [start for _, start in sequences], model.device)
+def contrast_batch(model: Any, rows: list[Contrast]) -> Batch:
+    """The branches of all rows, those of one row in a group, which shares its context."""
+    sequences = [s for r in rows for s in r.branches]
+    numbers = iter(range(len(sequences)))
+    return Batch(sequences, trees(model, sequences, [[next(numbers) for _ in r.branches] for r in rows]), model.device)
+
+
+def log_odds(model: Any, batch: Batch, rows: list[Contrast], vocab: int) -> Tensor:
+    """f [rows] of a `contrast_batch`: log p(any of the hacky branches) - log p(the clean one), at temperature 1."""
     logp = batch.logprobs(model, 1.0, vocab)  # [tokens]
-    return torch.zeros(len(sequences), device=model.device, dtype=logp.dtype).index_add(0, batch.row, logp)
+    scores = logp.new_zeros(len(batch.members)).index_add(0, batch.sequence, logp)  # [branches]
+    each = scores.split([len(r.branches) for r in rows])
+    return torch.stack([torch.logsumexp(s[:-1], 0) - s[-1] for s in each])
 
 
 def cone_rows(

@@ -21,7 +21,7 @@ from arms import ARMS
 from bench import gpu_step
 from bench.gpu_tools import TEMPERATURE, Line, Shapes, Skipped, adapted, judged, relative
 from engine import lora
-from engine.forward import Batch
+from engine.forward import logprobs
 from engine.model import load_model
 from engine.sampler import Rollout
 from engine.vllm_sampler import VLLMSampler
@@ -145,11 +145,9 @@ class Life:
         return error <= min(0.03, stale / 3), None, error, f"mean |log-ratio|; to the base model {stale:.3g}"
 
     def log_ratio(self, rollouts: list[Rollout]) -> float:
-        batch = Batch(
-            [r.prompt_ids + r.completion_ids for r in rollouts], [len(r.prompt_ids) for r in rollouts], self.model.device
-        )
+        trained = logprobs(self.model, [r.sequence for r in rollouts], TEMPERATURE, self.vocab, 2048)  # [tokens] each
         sampled = torch.tensor([x for r in rollouts for x in r.logprobs], device=self.model.device)  # [tokens]
-        return (batch.logprobs(self.model, TEMPERATURE, self.vocab) - sampled).abs().mean().item()
+        return (torch.cat(trained) - sampled).abs().mean().item()
 
     def sleep(self) -> Outcome:
         """gib: what it still holds; the bar is a quarter of what it took: graphs and libraries stay."""

@@ -85,6 +85,7 @@ def training_phase(model, rollouts, advantages, cfg, optimizer, vocab: int) -> f
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     optimizer.zero_grad()
+    grpo.reference(model, rollouts, cfg, vocab)
     grpo.backward(model, rollouts, advantages, cfg, vocab)
     optimizer.step()
     if torch.cuda.is_available():

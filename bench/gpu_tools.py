@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
-from arms.cone import Contrast, branch_logprobs
+from arms.cone import Contrast, contrast_batch, log_odds
 from bench import gpu_step
 from engine import lora
 from harness import memory
@@ -128,6 +128,5 @@ def built(shapes: Shapes) -> tuple[Any, Any]:
 
 def single_row(model: Any, row: Contrast, vocab: int) -> tuple[Tensor, Tensor]:
     """(gradient [P], log-odds []) of one row of the cone, by the adapter itself instead of a copy."""
-    scores = branch_logprobs(model, [*row.hack, row.clean], vocab)  # [hacks + 1]
-    odds = torch.logsumexp(scores[:-1], 0) - scores[-1]
+    (odds,) = log_odds(model, contrast_batch(model, [row]), [row], vocab)
     return lora.flatten(list(torch.autograd.grad(odds, list(lora.lora_parameters(model).values())))), odds.detach()

@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,6 @@ from faults.errors import UserError
 
 # Every linear of the decoder but lm_head, for Qwen3 and for both layer kinds of Qwen3.5.
 TARGETS = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)|mlp\.(gate|up|down)_proj)"
-COPIES_BYTES = 2**30  # of per-example copies and their gradients at a time
 
 
 class LoRALinear(nn.Module):
@@ -60,11 +60,10 @@ class LoRALinear(nn.Module):
         if not self.on:
             return y
         if self.rows is not None:
-            A, B, index = self.rows  # [n, r, in], [n, out, r], [batch]
-            h = torch.bmm(x, A[index].to(x.dtype).transpose(1, 2))  # [batch, T, r]
-            return y + self.scale * torch.bmm(h, B[index].to(x.dtype).transpose(1, 2))
+            return y + _PerExample.apply(x, self.A, self.B, self.scale, self.rows)
         # The products run in the base's dtype; the gradients of A and B arrive, and add up, in float32.
-        return y + self.scale * F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
+        h = F.linear(x, self.A.to(x.dtype))  # [.., r]
+        return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), self.B.to(x.dtype).T, alpha=self.scale).view_as(y)
 
     def merged(self) -> Tensor:
         """W + (alpha / r) B A as a new tensor [out, in] in W's dtype; the training weights are not touched.
@@ -164,27 +163,43 @@ def write_params(params: dict[str, nn.Parameter], flat: Tensor) -> None:
         params[name].copy_(piece)
 
 
-def copies_at_once(size: int) -> int:
-    """How many copies of an adapter of `size` parameters, with a gradient each, fit COPIES_BYTES in float32; at least one."""
-    return max(1, COPIES_BYTES // (8 * size))
-
-
 @contextlib.contextmanager
-def per_example(model: nn.Module, index: Tensor) -> Iterator[list[Tensor]]:
-    """Per-example gradients in one backward pass: inside, sequence b of a batch runs through copy index[b] of the adapter.
+def per_example(model: nn.Module, owner: Tensor, J: Tensor) -> Iterator[None]:
+    """Per-example gradients in one backward pass. Inside, the backward of a sum of n functions, the i-th of them computed from
+    the batch's rows b with owner[b] = i alone, adds the i-th function's gradient to J[i], and nothing to A.grad or B.grad.
 
-    index: int64 [batch], values 0..n-1. Yields the copies, [n, *shape] each, in flat order: torch.autograd.grad of the
-    sum of n functions, the i-th of them computed from the sequences of copy i alone, gives n gradients at once."""
-    n, copies = int(index.max()) + 1, []
-    for m in lora_modules(model).values():
-        a, b = (p.detach().expand(n, *p.shape).clone().requires_grad_() for p in (m.A, m.B))
-        m.rows = (a, b, index)
-        copies += [a, b]
+    owner: int64 [batch], values 0..n-1. J: float32 [n, P]. What a linear adds for a row is the outer product of what went in and
+    what came back, summed over its tokens: B^T dy x^T for A, dy (A x)^T for B."""
+    modules, start = lora_modules(model).values(), 0
+    for m in modules:
+        to_a, to_b = start + m.A.numel(), start + m.A.numel() + m.B.numel()
+        m.rows = (owner, J[:, start:to_a].view(-1, *m.A.shape), J[:, to_a:to_b].view(-1, *m.B.shape))  # views, [n, *shape]
+        start = to_b
     try:
-        yield copies
+        yield
     finally:
-        for m in lora_modules(model).values():
+        for m in modules:
             m.rows = None
+
+
+class _PerExample(torch.autograd.Function):
+    """scale * B A x, whose backward leaves the gradients of A and B row by row, see `per_example`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: float, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        ctx.save_for_backward(x, A, B)
+        ctx.scale, ctx.rows = scale, rows
+        return F.linear(scale * F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B = ctx.saved_tensors  # x [batch, T, in], dy [batch, T, out]
+        owner, for_a, for_b = ctx.rows
+        A, B = A.to(x.dtype), B.to(x.dtype)
+        dh, h = ctx.scale * (dy @ B), ctx.scale * F.linear(x, A)  # [batch, T, r] each
+        for_a.index_put_((owner,), torch.bmm(dh.mT, x).to(for_a.dtype), accumulate=True)
+        for_b.index_put_((owner,), torch.bmm(dy.mT, h).to(for_b.dtype), accumulate=True)
+        return dh @ A, None, None, None, None
 
 
 # --- for the rollout engine, and on disk ----------------------------------------------------------------------------------

@@ -161,3 +161,10 @@ def band(depth: int) -> list[int]:
     """The layers from 60 % to 75 % of depth, counted from 1 (0 would be the embeddings); the nearest one if none is."""
     inside = [i for i in range(1, depth + 1) if 0.6 <= i / depth <= 0.75]
     return inside or [max(1, round(0.675 * depth))]
+
+
+def shares_prefixes(model: Any) -> bool:
+    """Whether sequences that begin alike can be one row of its input: only where every layer is attention to all that a mask
+    leaves. A layer with a recurrent state, a window or a convolution would carry one sequence into the next."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return all(kind == "full_attention" for kind in kinds) and all(hasattr(layer, "self_attn") for layer in decoder_layers(model))

@@ -8,7 +8,7 @@ it in the logged ratio of the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +24,12 @@ class Rollout:
     completion_ids: list[int]  # with the eos that ended it, which is an action of the policy like any other
     logprobs: list[float]  # of each completion token, at the sampling temperature, over the whole vocabulary
     finished: bool  # False: cut at max_new_tokens
+    ref_logprobs: list[float] = field(default_factory=list)  # of the same tokens under the base model: the trainer's to fill in
+
+    @property
+    def sequence(self) -> tuple[list[int], int]:
+        """(all token ids, where the completion begins), as `engine.forward` takes it."""
+        return self.prompt_ids + self.completion_ids, len(self.prompt_ids)
 
 
 class Sampler(Protocol):

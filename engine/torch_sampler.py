@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from engine.model import eos_ids, vocabulary
 from engine.sampler import Rollout, Weights
@@ -14,7 +16,8 @@ from faults.errors import Stopped, UserError
 
 
 class TorchSampler:
-    """Batched sampling with a KV cache. Finished rows leave the batch, so that a long tail costs only what it is."""
+    """Batched sampling with a KV cache. A row is a history, of all completions that have it so far: a prompt is read once, and
+    two of its completions are two rows only from where they differ. Finished ones leave: a long tail costs only what it is."""
 
     def __init__(self, model: Any, tokenizer: Any, max_rows: int = 256, copied: bool = True):
         """model: a causal LM without an adapter, which is copied; or, with copied False, any, which is sampled from as it is and
@@ -63,46 +66,55 @@ class TorchSampler:
     def _generate(
         self, prompts: list[list[int]], temperature: float, max_new_tokens: int, generator: torch.Generator
     ) -> list[Rollout]:
-        device, width = self.model.device, max(len(p) for p in prompts)
+        device = self.model.device
+        distinct = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        width = max(map(len, distinct))
         # Left padding, so that every row's next token stands in the same column.
-        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)  # [rows, width]
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        ids = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p in distinct], device=device)  # [rows, width]
+        lengths = torch.tensor([len(p) for p in distinct], device=device)
         mask = (torch.arange(width, device=device)[None] >= width - lengths[:, None]).long()
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out = [Rollout(p, [], [], False) for p in prompts]
-        alive, cache = torch.arange(len(prompts), device=device), None
+        cache = DynamicCache(config=self.model.config)
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        alive = torch.arange(len(prompts), device=device)  # [alive] completions that go on
+        row = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)  # [alive] where their history stands
+
+        steps: list[tuple[Tensor, Tensor, Tensor]] = []  # (completion, token, logprob), [alive] each
         for _ in range(max_new_tokens):
-            result = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = result.past_key_values
-            logits = result.logits[:, -1, : self.vocab].float()  # [rows, vocab]
-            if not logits.isfinite().all():
-                if not self.version:
-                    raise UserError("the model's logits are not finite before any step: its weights are damaged")
-                raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
+            logits = self._logits(ids, mask, positions, cache)  # [rows, vocab]
             logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
-            if temperature:
-                token = torch.multinomial(logprobs.exp(), 1, generator=generator)  # [rows, 1]
-            else:
-                token = logprobs.argmax(-1, keepdim=True)
-            picked, done = logprobs.gather(1, token)[:, 0], torch.isin(token[:, 0], self.eos)
-            for row, t, lp, end in zip(alive.tolist(), token[:, 0].tolist(), picked.tolist(), done.tolist(), strict=True):
-                out[row].completion_ids.append(t)
-                out[row].logprobs.append(lp)
-                out[row].finished = end
-            if done.all():
+            token = drawn(logprobs, row, generator) if temperature else logprobs.argmax(-1)[row]  # [alive]
+            steps.append((alive, token, logprobs[row, token]))
+            goes_on = torch.isin(token, self.eos, invert=True)
+            alive, row, token = alive[goes_on], row[goes_on], token[goes_on]
+            if not len(alive):
                 break
-            ids, mask, positions = token, torch.cat([mask, torch.ones_like(mask[:, :1])], 1), positions[:, -1:] + 1
-            if done.any():
-                keep = (~done).nonzero()[:, 0]
-                alive, ids, mask, positions = alive[keep], ids[keep], mask[keep], positions[keep]
-                cache.reorder_cache(keep)  # works on attention and linear-attention caches alike
+            histories, row = (row * self.vocab + token).unique(return_inverse=True)  # the new rows
+            before, ids = histories // self.vocab, (histories % self.vocab)[:, None]
+            if not torch.equal(before, torch.arange(len(mask), device=device)):
+                cache.reorder_cache(before)  # works on attention and linear-attention caches alike
+            mask, positions = torch.cat([mask[before], torch.ones_like(ids)], 1), positions[before, -1:] + 1
+        return self._rollouts(prompts, steps)
+
+    def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits [rows, vocab] of the next token after ids [rows, new], float32; the cache takes them in."""
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return out.logits[:, -1, : self.vocab].float()
+
+    def _rollouts(self, prompts: list[list[int]], steps: list[tuple[Tensor, Tensor, Tensor]]) -> list[Rollout]:
+        """What was drawn, read back from the device once, row by row."""
+        row, token, logprob = (torch.cat(column) for column in zip(*steps, strict=True))  # [tokens] each
+        if not logprob.isfinite().all():
+            if not self.version:
+                raise UserError("the model's logits are not finite before any step: its weights are damaged")
+            raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
+        out, ends = [Rollout(p, [], [], False) for p in prompts], set(self.eos.tolist())
+        for r, t, lp in zip(row.tolist(), token.tolist(), logprob.tolist(), strict=True):
+            out[r].completion_ids.append(t)
+            out[r].logprobs.append(lp)
+            out[r].finished = t in ends
         return out
 
     def sleep(self) -> None:
@@ -110,3 +122,40 @@ class TorchSampler:
 
     def close(self) -> None:
         """Nothing to release; engines with processes or GPU memory have something here."""
+
+
+def drawn(logprobs: Tensor, row: Tensor, generator: torch.Generator) -> Tensor:
+    """One token for each of row [n] from that row of logprobs [rows, vocab], by inversion: [n] int64. In float64, for the tails;
+    one random number a token drawn, where `multinomial` takes one for every token of the vocabulary."""
+    mass = logprobs.exp().cumsum(-1, dtype=torch.float64)[row]  # [n, vocab]
+    u = torch.rand(len(row), 1, dtype=torch.float64, device=mass.device, generator=generator) * mass[:, -1:]  # [n, 1]
+    return torch.searchsorted(mass, u, right=True)[:, 0].clamp_(max=mass.shape[-1] - 1)
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer's keys and values in tensors with room for what is to come: a new token is written in place, where the library's
+    own layer copies everything before it, at every token."""
+
+    ROOM = 8  # tokens
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Takes in [rows, heads, new, width] of each; returns all so far."""
+        start = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.roomy = [key_states[:, :, :0], value_states[:, :, :0]]
+        end = start + key_states.shape[2]
+        for i, new in enumerate((key_states, value_states)):
+            if end > self.roomy[i].shape[2]:
+                larger = new.new_empty(*new.shape[:2], end + self.ROOM, new.shape[3])
+                larger[:, :, :start] = self.roomy[i][:, :, :start]
+                self.roomy[i] = larger
+            self.roomy[i][:, :, start:end] = new
+        self.keys, self.values = (t[:, :, :end] for t in self.roomy)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows beam_idx [new rows], any of them more than once."""
+        length = self.get_seq_length()
+        self.roomy = [t.index_select(0, beam_idx) for t in self.roomy]
+        self.keys, self.values = (t[:, :, :length] for t in self.roomy)

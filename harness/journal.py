@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.sampler import Rollout
 from harness.config import Config
 from leetcode_env import LABELS, Grade, Problem
+from projection import Projected
 
 
 class Clock:
@@ -63,6 +64,16 @@ def metrics(
             kl=sums["mismatch_kl"] / tokens, truncated=sums["truncated"] / tokens,
         ),
     )  # fmt: skip
+
+
+def removal(found: Projected | None) -> dict[str, float]:
+    """What a projection took away, for the same line; zeros where nothing was projected."""
+    return dict(
+        removed=found.removed if found else 0.0,
+        active_rows=found.active if found else 0,
+        vanished=found.vanished if found else 0,
+        zero_blocks=found.zero_blocks if found else 0,
+    )
 
 
 def merge(parts: list[dict[str, float]]) -> dict[str, float]:

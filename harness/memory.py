@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.logprob import BLOCK_ELEMENTS_CUDA
-from engine.lora import TARGETS, copies_at_once
+from engine.lora import TARGETS
 from faults.errors import UserError, one_line
 from harness.config import Config, flag
 
@@ -168,14 +168,13 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
     share = RECOMPUTED[cfg.recompute]
     for_backward = layers * (share * kept + (1 - share) * whole)  # bytes a token
     rows = cfg.cone_n * (SURFACE_FORMS if cfg.cone_split else 1) if cfg.arm == "cone" else 0
-    copies = min(rows, copies_at_once(n["lora"]))
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
     cache, blocks = longest * kv_bytes_per_token(config), 3 * BLOCK_ELEMENTS_CUDA * F32
     items = [
         ("trainer: base weights, bf16", weights, "all"),
         ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
         ("flat vectors: v, g, g' and the step", 4 * flat, "all"),
-        (f"cone: {rows} rows, and {copies} copies of the adapter at a time", (rows + 2 * copies) * flat, "training"),
+        (f"cone: {rows} rows", rows * flat, "training"),
         (f"activations kept for the backward, {cfg.recompute} recomputed", micro * for_backward, "training"),
         ("activations of the layer at work (estimate)", micro * whole, "training"),
         ("hidden states and blocks of logits", blocks + micro * config.hidden_size * (2 * BF16 + F32), "training"),

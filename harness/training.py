@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Training:
                     checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)
                     stack.enter_context(locked(self.folder))  # for the run's life
                     checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)  # nobody came in between
+            threads = stack.enter_context(ThreadPoolExecutor(1, "aside"))  # ends after the sandbox, which ends what it waits for
+            self.aside = threads.submit  # a call beside the loop: one at a time, so that the sandbox has one caller
             run = set_up(cfg)
             stack.callback(run.sampler.close)
             self.env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))

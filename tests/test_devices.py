@@ -44,6 +44,7 @@ def model(request):
 def ascent(model):
     """g [P] of one batch, by the loop's own functions."""
     advantages = grpo.group_advantages(torch.ones(4), 2)
+    grpo.reference(model, ROLLOUTS, CFG, 300)
     sums = grpo.backward(model, ROLLOUTS, advantages, CFG, 300)
     return -lora.flatten_grads(lora.lora_parameters(model)) / sums["tokens"]
 

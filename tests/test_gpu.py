@@ -65,7 +65,9 @@ def step(model, J):
     params = lora.lora_parameters(model)
     optimizer = torch.optim.AdamW(params.values(), lr=1e-3, betas=(0.9, 0.99))
     advantages = grpo.group_advantages(torch.tensor([0.0, 1.0, 3.0, 0.5]), 2)
-    sums = grpo.backward(model, ROLLOUTS, advantages, Config(micro_tokens=64, rollout="vllm"), 300)
+    cfg = Config(micro_tokens=64, rollout="vllm")
+    grpo.reference(model, ROLLOUTS, cfg, 300)
+    sums = grpo.backward(model, ROLLOUTS, advantages, cfg, 300)
     g = -lora.flatten_grads(params) / sums["tokens"]
     found = project(g, J.to(g))
     lora.write_grads(params, -found.g)

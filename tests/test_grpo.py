@@ -16,11 +16,17 @@ import grpo
 from arms.rebound import rebound_rewards
 from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
 from engine.sampler import Rollout
-from engine.torch_sampler import TorchSampler
-from grpo import Config, backward, group_advantages, k3
+from engine.torch_sampler import TorchSampler, drawn
+from grpo import Config, group_advantages, k3
 from harness.schedule import batch_problems, learning_rate
 
 CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50, micro_tokens=2048)
+
+
+def backward(model, batch, advantages, cfg, vocab):
+    """The two passes of a step."""
+    grpo.reference(model, batch, cfg, vocab)
+    return grpo.backward(model, batch, advantages, cfg, vocab)
 
 
 class Tokenizer:
@@ -216,6 +222,26 @@ def test_stale_weights_show_in_the_ratio(model):
             if name.endswith(".B"):
                 p += 0.05
     assert backward(model, batch, torch.zeros(6), CFG, 97)["max_abs"] > 1e-2
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    rows = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0], [1e-4, 0.0, 0.9999, 0.0, 0.0]]).log()
+    row = torch.tensor([0, 1]).repeat_interleave(200_000)
+    token = drawn(rows, row, torch.Generator().manual_seed(0))
+    counts = torch.stack([torch.bincount(token[row == i], minlength=5) for i in (0, 1)]) / 200_000
+    assert counts[0, 1].item() == pytest.approx(0.3, abs=0.005) and counts[1, 0].item() == pytest.approx(1e-4, abs=1e-4)
+    assert counts[rows.exp() == 0].sum() == 0 and counts[1, 0] > 0
+
+
+def test_a_row_is_a_history_and_completions_part_where_they_differ(model, monkeypatch):
+    widths = []
+    real = TorchSampler._logits
+    monkeypatch.setattr(TorchSampler, "_logits", lambda self, ids, *a: widths.append(len(ids)) or real(self, ids, *a))
+    batch = rollouts(model, n=12)
+    for t, width in enumerate(widths):
+        going_on = [r for r in batch if len(r.completion_ids) > t or t == 0]
+        assert width == len({(*r.prompt_ids, -1, *r.completion_ids[:t]) for r in going_on})
+    assert widths[0] == 3 and max(widths) > 3
 
 
 def test_the_sampler_has_its_own_generator_and_is_seeded(model):

@@ -29,7 +29,7 @@ ranks = Ranks()
 GRADIENT = (
     HEAD
     + """
-from grpo import backward
+from grpo import backward, reference
 from engine.lora import flatten_grads, lora_parameters
 from harness.journal import merge
 
@@ -37,6 +37,7 @@ model = adapted_qwen3()
 batch = [Rollout([3, 4, i], [5 + i] * (2 + 3 * i), [-1.0] * (2 + 3 * i), True) for i in range(4)]
 part = ranks.share(list(range(4)))
 cfg = Config(rollout="torch", micro_tokens=2048)
+reference(model, batch, cfg, 97)
 sums = backward(model, [batch[i] for i in part], torch.tensor([1.0, -1.0, 0.5, 2.0])[part], cfg, 97)
 sums = merge(ranks.gather([sums]))
 g = ranks.total(flatten_grads(lora_parameters(model))) / sums["tokens"]

@@ -1,7 +1,7 @@
 """Real tiny models of both architectures, with and without a real adapter."""
 
 import torch
-from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from engine.lora import inject
 
@@ -23,6 +23,13 @@ def tiny_config(kind: str, **changes):
     """The configuration of a small model of that kind, a key of SHAPES."""
     heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     return AutoConfig.for_model(kind, **(dict(vocab_size=320) | heads | SHAPES[kind] | changes))
+
+
+def tiny_model(kind: str):
+    """A small model of that kind with random weights; its states differ enough to tell tokens apart."""
+    torch.manual_seed(0)
+    config = tiny_config(kind, tie_word_embeddings=True, initializer_range=0.2)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
 def tiny_qwen3(seed: int = 0, vocab: int = 97) -> Qwen3ForCausalLM:
