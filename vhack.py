@@ -10,12 +10,9 @@ zero in every A and depends on the random A in every B, so the v of one run mean
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -39,22 +36,20 @@ if __name__ == "__main__":
     )  # before torch is loaded
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from arms.cone import FORMS, contrast_rows, hack_contrasts
+from arms.direction import VHack, load, save
 from arms.pairs import Pair, make_pairs, pair_contexts, pairs_hash
+from arms.steering import format_steering, steer
 from engine.forward import last_hidden
 from engine.logprob import consecutive
-from engine.lora import adapter_off, flatten, lora_modules, lora_parameters, slices
-from engine.model import band, decode, decoder_layers, encode_prompt
-from engine.torch_sampler import TorchSampler
-from faults.files import write_atomic
+from engine.lora import flatten, lora_modules, lora_parameters, slices
+from engine.model import band, decoder_layers, encode_prompt
 from harness.memory import LIFT_TOKENS, STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
-from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
+from leetcode_env import TRAIN_EVALUATOR, Problem, render_messages
 
 # --- hidden states and the direction --------------------------------------------------------------------------------------
 
@@ -101,37 +96,6 @@ def _left_singular_vectors(weight: Tensor) -> Tensor:
 Kind = Literal["svd", "raw", "random"]
 
 
-@dataclass(frozen=True)
-class VHack:
-    """The direction in the residual stream, and what identifies it."""
-
-    d: Tensor  # [hidden], unit length, denoised (or raw: arm no_svd; or Gaussian: arm random)
-    gap: float  # |mean(h_hack - h_clean)|: the natural unit of steering strength
-    layers: list[int]  # averaged over, counted from 1
-    best_layer: int  # whose down_proj denoises
-    m: int
-    accuracy: float  # held-out separation of the averaged states
-    survived: float  # share of |d| that the denoising keeps
-    table: list[tuple[int, float, float]]  # (layer, held-out accuracy, margin) for every layer
-    pairs: str  # hash
-
-    def format(self) -> str:
-        """The table of layers, as printed."""
-        lines = ["layer  held-out separation  margin/sd"]
-        lines += [
-            f"{layer:5d}  {acc:19.1%}  {margin:9.2f}{'   *' if layer in self.layers else ''}" for layer, acc, margin in self.table
-        ]
-        kept = f"down_proj of layer {self.best_layer}, m = {self.m}: {self.survived:.1%} of |d| survives"
-        return "\n".join([*lines, f"mean of *: {self.accuracy:.1%} held-out; {kept}"])
-
-    def facts(self, steering: dict[str, Any] | None) -> dict[str, Any]:
-        """How it came out, for config.json. steering: the result of `steer`."""
-        found = dict(
-            layers=self.layers, best_layer=self.best_layer, accuracy=self.accuracy, survived=self.survived, table=self.table
-        )
-        return found | (dict(steering=steering, steering_rises=steering["rises"]) if steering else {})
-
-
 @torch.no_grad()
 def extract(
     model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int, layer: int | None = None, kind: Kind = "svd",
@@ -172,24 +136,6 @@ def extract(
     if kind == "raw":
         denoised, survived = d / d.norm(), 1.0
     return VHack(denoised.cpu(), raw.norm().item(), layers, best, m, accuracy, survived, table, pairs_hash(pairs))
-
-
-def save(vhack: VHack, path: str | Path, model_name: str) -> None:
-    """d as safetensors, with the metadata that identify it."""
-    facts = {f.name: getattr(vhack, f.name) for f in fields(VHack) if f.name != "d"}
-    meta = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    write_atomic(path, save_tensors({"d": vhack.d.cpu().contiguous()}, metadata={"model": model_name, **meta}))
-
-
-def load(path: str | Path) -> VHack:
-    """Reads what `save` wrote. Raises UserError when the file is missing, torn or of another kind."""
-    try:
-        with safe_open(path, "pt") as f:
-            meta, d = f.metadata(), f.get_tensor("d")
-        facts = {f.name: meta[f.name] if f.type == "str" else json.loads(meta[f.name]) for f in fields(VHack) if f.name != "d"}
-        return VHack(d, **facts | {"table": [tuple(row) for row in facts["table"]]})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"cannot read the hack direction {path}: {e}") from None
 
 
 # --- the lift to LoRA space -------------------------------------------------------------------------------------------------
@@ -250,59 +196,11 @@ def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
 # --- the steering check --------------------------------------------------------------------------------------------------------
 
 
-STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-
-@torch.no_grad()
-def steer(
-    model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config, strengths: Sequence[float] = STRENGTHS
-) -> dict[str, Any]:
-    """CAA-style check (Rimsky et al. 2023, arXiv 2312.06681): add s |gap| d at the extraction layers, at every position,
-    and count how often 4 responses a prompt define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
-    samples, max_new_tokens = 4, min(cfg.max_new_tokens, 512)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
-    tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
-    rows = max(1, tokens // (max(map(len, prompts)) + max_new_tokens))
-    sampler = TorchSampler(model, tokenizer, max_rows=rows, copied=False)
-    layers = decoder_layers(model)
-    result: dict = dict(rates={}, rises=False, samples=[])
-    for s in strengths:
-        push = s * vhack.gap * vhack.d / len(vhack.layers)
-
-        def hook(_, __, out, push=push):
-            h = out[0] if isinstance(out, tuple) else out
-            h = h + push.to(h)
-            return (h, *out[1:]) if isinstance(out, tuple) else h
-
-        hooks = [layers[i - 1].register_forward_hook(hook) for i in vhack.layers]
-        try:
-            with adapter_off(model):
-                out = sampler.generate(
-                    prompts, n=samples, temperature=cfg.temperature, max_new_tokens=max_new_tokens, seed=cfg.seed
-                )
-        finally:
-            for handle in hooks:
-                handle.remove()
-        texts = [decode(tokenizer, r.completion_ids) for r in out]
-        codes = [parse_response(t) or "" for t in texts]
-        defining = [t for t, c in zip(texts, codes, strict=True) if defines_evaluator(c, TRAIN_EVALUATOR)]
-        result["rates"][str(s)] = len(defining) / len(texts)
-        result["samples"].append(dict(strength=s, response=(defining or texts)[0]))
-    base = result["rates"][str(strengths[0])]
-    result["rises"] = max(result["rates"].values()) > base + 2 * math.sqrt(max(base * (1 - base), 0.01) / len(prompts) / samples)
-    return result
-
-
-def format_steering(result: dict[str, Any]) -> str:
-    """The rates by strength, in one line."""
-    rates = ", ".join(f"{s}: {r:.1%}" for s, r in result["rates"].items())
-    return f"steering, share that defines the evaluator by strength: {rates} -> {'rises' if result['rises'] else 'NO RISE'}"
-
-
 def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
     """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or
     raises UserError with cfg.require_steering."""
-    result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], cfg)
+    tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
+    result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], cfg, tokens)
     print(format_steering(result))
     if not result["rises"]:
         warning = "steering along d does not raise the rate of defining the evaluator"

@@ -249,7 +249,7 @@ def test_shared_tokens_count_as_context():
 def test_steering_reports_a_rate_for_every_strength(pocket, pocket_tokenizer, pairs, problems):
     inject(pocket, 4, 4, 0)
     hack = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16)
-    result = vh.steer(pocket, pocket_tokenizer, hack, problems[:2], Config(max_new_tokens=48), strengths=(0.0, 2.0))
+    result = vh.steer(pocket, pocket_tokenizer, hack, problems[:2], Config(max_new_tokens=48), 4096, (0.0, 2.0))
     assert list(result["rates"]) == ["0.0", "2.0"] and all(0 <= r <= 1 for r in result["rates"].values())
     assert len(result["samples"]) == 2 and isinstance(result["rises"], bool)
 
