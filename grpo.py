@@ -133,7 +133,7 @@ def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
     with run.clock("extract"):
         d = vh.directions(run.parts, kind, cfg.resume)
         print(d.hack.format())
-        steering = None if cfg.resume else vh.check_steering(run.model, run.tokenizer, d.hack, run.heldout, cfg)
+        steering = None if cfg.resume else vh.check_steering(run.model, run.tokenizer, d.hack, run.heldout, cfg, arm.gate)
         held = run.resume(pairs_hash(d.pairs))
         target = Target(held["v_hack"], held.get("v")) if held else target_now(run, d, arm)
     if not cfg.resume:

@@ -25,7 +25,8 @@ from harness.config import Config, flag, parsed
 
 FIELDS = (
     "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "rollout", "temperature",
-    "pairs", "pairs_heldout", "layer", "steer_prompts", "require_steering", "threads", "lora_r", "card", "fit",
+    "pairs", "pairs_heldout", "contrast", "position", "layer", "steer_prompts", "require_steering", "threads", "lora_r", "card",
+    "fit",
 )  # fmt: skip
 
 if __name__ == "__main__":
@@ -40,25 +41,28 @@ from torch import Tensor
 
 from arms.cone import FORMS, contrast_rows, hack_contrasts
 from arms.direction import VHack, load, save
-from arms.pairs import Pair, make_pairs, pair_contexts, pairs_hash
+from arms.pairs import Pair, encode_pair, make_pairs, pair_contexts, pairs_hash
 from arms.steering import format_steering, steer
 from engine.forward import last_hidden
 from engine.logprob import consecutive
 from engine.lora import flatten, lora_modules, lora_parameters, slices
-from engine.model import band, decoder_layers, encode_prompt
+from engine.model import band, decoder_layers
 from harness.memory import LIFT_TOKENS, STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
-from leetcode_env import TRAIN_EVALUATOR, Problem, render_messages
+from leetcode_env import Problem
 
 # --- hidden states and the direction --------------------------------------------------------------------------------------
 
 
-def encode_pair(tokenizer: Any, pair: Pair) -> tuple[list[int], list[int]]:
-    """(hacky, clean) token ids, each with the prompt before it."""
-    prompt = encode_prompt(tokenizer, render_messages(pair.problem, TRAIN_EVALUATOR))
-    hack, clean = (prompt + tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
-    return hack, clean
+@torch.no_grad()
+def pair_states(model: Any, tokenizer: Any, pairs: list[Pair], contrast: str, position: str) -> tuple[Tensor, Tensor]:
+    """The states of the (hack-ward, clean) sides of the pairs, as `encode_pair` reads them: [pairs, layers + 1, hidden] each.
+
+    The last layer's are those behind the model's final norm."""
+    ids = [encode_pair(tokenizer, p, contrast, position) for p in pairs]
+    h = last_hidden(model, [i for pair in ids for i in pair])  # [2 pairs, layers + 1, hidden], the two sides in turn
+    return h[0::2], h[1::2]
 
 
 def separation(hack: Tensor, clean: Tensor, held_hack: Tensor, held_clean: Tensor) -> tuple[float, float]:
@@ -99,19 +103,18 @@ Kind = Literal["svd", "raw", "random"]
 @torch.no_grad()
 def extract(
     model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int, layer: int | None = None, kind: Kind = "svd",
-    seed: int = 0, again: VHack | None = None,
+    seed: int = 0, again: VHack | None = None, contrast: str = "completions", position: str = "last",
 ) -> VHack:  # fmt: skip
-    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band.
+    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band, or of the last
+    one for a contrast of prompts. contrast, position: what is read of a pair (`encode_pair`).
     again: an earlier direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation
     is not required then.
 
     kind: "svd" (the method), "raw" (no denoising) or "random" (a Gaussian d, one draw a seed, through the same denoising).
     Raises UserError when held-out separation is 90 % or less, or m does not fit."""
-    ids = [encode_pair(tokenizer, p) for p in pairs]
-    h = last_hidden(model, [i for pair in ids for i in pair])  # [2 n, layers + 1, hidden], hacky and clean in turn
-    hack, clean, n = h[0::2], h[1::2], len(pairs) - heldout
-    depth = h.shape[1] - 1
-    layers = [layer] if layer else band(depth)
+    hack, clean = pair_states(model, tokenizer, pairs, contrast, position)
+    n, depth = len(pairs) - heldout, hack.shape[1] - 1
+    layers = [layer] if layer else band(depth) if contrast == "completions" else [depth]
     if not all(1 <= i <= depth for i in layers):
         raise UserError(f"--layer must lie between 1 and the model's depth {depth}, not {layer}")
 
@@ -135,7 +138,8 @@ def extract(
     denoised, survived = denoise(d, writer, m)
     if kind == "raw":
         denoised, survived = d / d.norm(), 1.0
-    return VHack(denoised.cpu(), raw.norm().item(), layers, best, m, accuracy, survived, table, pairs_hash(pairs))
+    gap = raw.norm().item()
+    return VHack(denoised.cpu(), gap, layers, best, m, accuracy, survived, table, pairs_hash(pairs), contrast, position)
 
 
 # --- the lift to LoRA space -------------------------------------------------------------------------------------------------
@@ -144,24 +148,28 @@ def extract(
 def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int, construction: str = "jacobian") -> Tensor:
     """v [P], unit length (zero if nothing reaches the adapter): moving theta along +v makes the model hack more.
 
-    jacobian  v = grad_theta of mean <h_hack - h_clean, d> over the pairs, at the current adapter
+    jacobian  v = grad_theta of mean <h_hack - h_clean, d> over the pairs, at the current adapter; for a contrast of prompts of
+              mean <h, d>, h the state under the prompt with the loophole alone: that is the prompt the policy is trained on and
+              steered under, and what it does without the loophole's words is no part of hacking more
     outer     at the modules that write to the residual stream: d (A x)^T for B, (B^T d) x^T for A, x the mean input
-              at the last token of the hacky completions
+              at the token whose state is read, of the hack-ward sides
     contrast  v = mean over pairs of grad_theta [log p(hack branch) - log p(clean branch)]; d is not used
     """
-    params = lora_parameters(model)
+    params, sides = lora_parameters(model), [encode_pair(tokenizer, p, vhack.contrast, vhack.position) for p in pairs]
     if construction == "contrast":
         rows, _ = contrast_rows(model, hack_contrasts(tokenizer, pair_contexts(tokenizer, pairs), FORMS[:1]), vocab)
         v = rows.mean(0)
     elif construction == "outer":
-        v = _outer_lift(model, [encode_pair(tokenizer, p)[0] for p in pairs], vhack.d)
+        v = _outer_lift(model, [hack for hack, _ in sides], vhack.d)
     else:
-        sequences = [encode_pair(tokenizer, p) for p in pairs]
+        alone = vhack.contrast == "prompts"
+        sequences = [[hack] if alone else [hack, clean] for hack, clean in sides]
         v = torch.zeros(sum(p.numel() for p in params.values()), device=model.device)
         costs = [max(LIFT_TOKENS // 16, 2 * max(map(len, pair))) for pair in sequences]
         for group in consecutive(costs, LIFT_TOKENS):  # a bounded graph; gradients add up
-            h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [2 pairs, hidden]
-            along = ((h[0::2] - h[1::2]) @ vhack.d.to(h.device)).sum() / len(pairs)
+            h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [sequences, hidden]
+            moved = h if alone else h[0::2] - h[1::2]  # [pairs, hidden]
+            along = (moved @ vhack.d.to(h.device)).sum() / len(pairs)
             grads = torch.autograd.grad(along, list(params.values()), allow_unused=True)
             v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)])
     return v / v.norm().clamp(min=1e-30)
@@ -196,14 +204,18 @@ def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
 # --- the steering check --------------------------------------------------------------------------------------------------------
 
 
-def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
+def check_steering(
+    model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config, gate: bool = False
+) -> dict[str, Any]:
     """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or
-    raises UserError with cfg.require_steering."""
+    raises UserError with cfg.require_steering, and for an arm with a gate."""
     tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
     result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], cfg, tokens)
     print(format_steering(result))
     if not result["rises"]:
         warning = "steering along d does not raise the rate of defining the evaluator"
+        if gate:
+            raise UserError(f"{warning}, and --arm {cfg.arm} is one that does: python -m study.search finds --layer and --m")
         if cfg.require_steering:
             raise UserError(f"{warning}; look at the samples of python vhack.py, or leave out --require-steering")
         print(f"WARNING: {warning}. The direction may mean little.", file=sys.stderr)
@@ -235,7 +247,10 @@ class Directions:
     def moved(self, run: Run) -> VHack:
         """The hack direction again, at the current parameters: at the same layers, from the same pairs."""
         cfg = run.cfg
-        return extract(run.model, run.tokenizer, self.pairs, cfg.pairs_heldout, cfg.m, cfg.layer, again=self.hack)
+        return extract(
+            run.model, run.tokenizer, self.pairs, cfg.pairs_heldout, cfg.m, cfg.layer, again=self.hack, contrast=cfg.contrast,
+            position=cfg.position,
+        )  # fmt: skip
 
     def save(self, folder: Path, model: str) -> None:
         """v_hack.safetensors, and v_own.safetensors where the arm has one of its own."""
@@ -256,7 +271,10 @@ def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
         return Directions(pairs, hack, hack if kind == "svd" else load(resume / "v_own.safetensors"))
 
     def made(kind: Kind) -> VHack:
-        return extract(run.model, run.tokenizer, pairs, cfg.pairs_heldout, cfg.m, cfg.layer, kind, cfg.seed)
+        return extract(
+            run.model, run.tokenizer, pairs, cfg.pairs_heldout, cfg.m, cfg.layer, kind, cfg.seed, contrast=cfg.contrast,
+            position=cfg.position,
+        )  # fmt: skip
 
     hack = made("svd")
     return Directions(pairs, hack, hack if kind == "svd" else made(kind))

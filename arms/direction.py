@@ -28,6 +28,8 @@ class VHack:
     survived: float  # share of |d| that the denoising keeps
     table: list[tuple[int, float, float]]  # (layer, held-out accuracy, margin) for every layer
     pairs: str  # hash
+    contrast: str = "completions"  # what the two sides of a pair differ in, and the token whose state is read:
+    position: str = "last"  # `arms.pairs.encode_pair`
 
     def format(self) -> str:
         """The table of layers, as printed."""
@@ -36,6 +38,8 @@ class VHack:
             f"{layer:5d}  {acc:19.1%}  {margin:9.2f}{'   *' if layer in self.layers else ''}" for layer, acc, margin in self.table
         ]
         kept = f"down_proj of layer {self.best_layer}, m = {self.m}: {self.survived:.1%} of |d| survives"
+        if self.contrast != "completions" or self.position != "last":
+            lines.append(f"contrast of {self.contrast}, read at: {self.position}")
         return "\n".join([*lines, f"mean of *: {self.accuracy:.1%} held-out; {kept}"])
 
     def facts(self, steering: dict[str, Any] | None) -> dict[str, Any]:
@@ -58,7 +62,8 @@ def load(path: str | Path) -> VHack:
     try:
         with safe_open(path, "pt") as f:
             meta, d = f.metadata(), f.get_tensor("d")
-        facts = {f.name: meta[f.name] if f.type == "str" else json.loads(meta[f.name]) for f in fields(VHack) if f.name != "d"}
+        known = [f for f in fields(VHack) if f.name in meta]  # an older file lacks the last two: it has their defaults
+        facts = {f.name: meta[f.name] if f.type == "str" else json.loads(meta[f.name]) for f in known}
         return VHack(d, **facts | {"table": [tuple(row) for row in facts["table"]]})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"cannot read the hack direction {path}: {e}") from None

@@ -60,14 +60,17 @@ def rises(rates: Sequence[float], n: int) -> bool:
 
 @contextlib.contextmanager
 def pushed(model: Any, layers: list[int], push: Tensor) -> Iterator[None]:
-    """Inside, `push` [hidden] is added to what the layers (counted from 1) write, at every position."""
+    """Inside, `push` [hidden] is added to the states of the layers (counted from 1), at every position.
+
+    Where they are read: to the last layer's behind the model's final norm. Before it the same vector is in other units."""
 
     def hook(_: Any, __: Any, out: Any) -> Any:
         h = out[0] if isinstance(out, tuple) else out
         h = h + push.to(h)
         return (h, *out[1:]) if isinstance(out, tuple) else h
 
-    hooks = [decoder_layers(model)[i - 1].register_forward_hook(hook) for i in layers]
+    places = [*decoder_layers(model)[:-1], model.model.norm]
+    hooks = [places[i - 1].register_forward_hook(hook) for i in layers]
     try:
         yield
     finally:

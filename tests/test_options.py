@@ -51,6 +51,9 @@ OPTIONS = {
     "rebound additive": dict(arm="rebound", rebound_form="additive"),
     "rebound on correctness": dict(arm="rebound", rebound_on="correctness"),
     "layer": dict(arm="no_renorm", layer=2),
+    "prompts at the code's end, refresh_every": dict(arm="projected_gated", refresh_every=1, blockwise=True),
+    "prompts, branch": dict(arm="projected", contrast="prompts", position="branch", layer=2, construction="outer"),
+    "completions, branch": dict(arm="random", position="branch"),
 }
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from support.synthetic import RATES, make_run
 
+from harness.config import Config
+from harness.scale import filled
 from study import __main__ as study
 from study import analysis, plan, plots, report, runner, runs
 
@@ -100,9 +102,7 @@ def test_every_planned_flag_is_one_that_names_its_variant():
 
 
 def test_the_registered_settings_are_the_trainer_s_defaults():
-    from grpo import Config
-
-    default = Config()
+    default = filled(Config(), "pocket")
     assert {field: getattr(default, field) for field in runs.SETTINGS} == {
         field: usual for field, (usual, _) in runs.SETTINGS.items()
     }
