@@ -37,6 +37,7 @@ import eval as evaluation
 import vhack as vh
 from arms import ARMS, Arm
 from arms.cone import cone_rows
+from arms.matched import matched
 from arms.pairs import pairs_hash
 from arms.rebound import discounted
 from engine.forward import Batch
@@ -231,6 +232,7 @@ def train(cfg: Config) -> Path:
                     projected = None
                     if v is not None and cfg.project_on == "gradient":
                         projected = project(g, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        projected = matched(projected, g, v, params, step, cfg, arm.renorm)  # as it is, but for --cone-match
                     write_grads(params, -(projected.g if projected else g))  # AdamW minimises: .grad is minus what ascends
 
                 # --- clip, and the step that lands
@@ -244,6 +246,7 @@ def train(cfg: Config) -> Path:
                     if v is not None and cfg.project_on == "update":
                         moved = flatten_params(params) - before  # [P]
                         projected = project(moved, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        projected = matched(projected, moved, v, params, step, cfg, arm.renorm)
                         write_params(params, before + projected.g)
                     cos_update = cos_align(flatten_params(params) - before, target.v_hack)  # of the step that really landed
 

@@ -139,6 +139,7 @@ class Cone:
     cone_n: Few = 24  # contexts
     cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
     cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
+    cone_match: Literal["none", "random", "shuffled"] = "none"  # controls: remove as much as the cone would, elsewhere
     cone_ridge: NotNegative = 1e-3  # keeps the least squares well posed when rows are nearly parallel
 
 
@@ -171,7 +172,8 @@ class Running:
 GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
 CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
 PATHS = ("model", "data", "heldout")
-SINCE: dict[str, Any] = dict(contrast="completions", position="last")  # settings newer than runs: what those did that lack them
+# Settings that are newer than some runs, and what those did.
+SINCE: dict[str, Any] = dict(contrast="completions", position="last", cone_match="none")
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
 
@@ -241,6 +243,10 @@ def check(cfg: Config) -> Config:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
+    if cfg.cone_match != "none" and cfg.cone_rows in ("random", "nonhack"):
+        raise UserError(
+            f"--cone-match removes as much as the real cone, and --cone-rows {cfg.cone_rows} has none: leave one away"
+        )
     return cfg
 
 

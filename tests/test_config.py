@@ -327,6 +327,7 @@ def test_check_returns_the_same_config():
         ("--construction", "contrast", "--arm", "random"),
         ("--blockwise", "--arm", "cone"),
         ("--cone-split", "--arm", "cone", "--cone-rows", "nonhack"),
+        ("--cone-match", "random", "--arm", "cone", "--cone-rows", "nonhack"),
         ("--contrast", "completions", "--arm", "projected_gated"),
         ("--position", "last", "--arm", "projected_gated"),
         ("--position", "code", "--arm", "projected"),

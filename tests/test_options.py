@@ -73,6 +73,19 @@ def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
         assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")
 
 
+@pytest.mark.parametrize("kind", ["random", "shuffled"])
+@pytest.mark.parametrize("project_on", ["gradient", "update"])
+def test_a_matched_control_removes_what_the_cone_would(kind, project_on, tmp_path):
+    """Of the same gradient, that of the first step; and the step that lands is another one."""
+    common = dict(arm="cone", cone_n=4, batch=16, steps=1, project_on=project_on, warmup=0)
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    (real,), _ = run(tmp_path / "a", **common)
+    (control,), _ = run(tmp_path / "b", **common, cone_match=kind)
+    assert control["removed"] == pytest.approx(real["removed"], rel=1e-4) and real["removed"] > 0.01
+    assert control["cos_align"] == real["cos_align"] and control["cos_update"] != real["cos_update"]
+    assert control["row_logodds"] == real["row_logodds"]
+
+
 def test_rows_of_the_random_control_are_drawn_anew_each_step():
     from support.models import adapted_qwen3
 
