@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ import eval as evaluation
 import vhack as vh
 from arms import ARMS, Arm
 from arms.cone import cone_rows
-from arms.pairs import pairs_hash
+from arms.matched import matched
 from arms.rebound import discounted
 from engine.forward import batches, logprobs
 from engine.lora import adapter_off, flatten_grads, flatten_params, merged_weights, slices, write_grads, write_params
@@ -47,7 +47,6 @@ from harness import arithmetic, memory
 from harness.journal import Clock, merge, metrics, removal
 from harness.scale import resolve
 from harness.schedule import batch_problems, learning_rate, sampling_seed
-from harness.setup import describe
 from harness.training import Training
 from leetcode_env import TRAIN_EVALUATOR, Grade, Problem, render_messages
 from projection import cos_align, project
@@ -119,48 +118,6 @@ def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Confi
 # --- a run -----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Target:
-    """What a step is measured against and projected on. A checkpoint holds it beside the adapter and the optimizer."""
-
-    v_hack: Tensor  # [P] the lift of the run's hack direction: cos_align and cos_update are taken with it in every arm
-    v: Tensor | None  # what the step is projected on: [P], or [n, P] for a cone; None: nothing is removed
-
-    def kept(self, cfg: Config) -> dict[str, Tensor]:
-        """What a checkpoint needs of it: rows that are made anew at every step are not."""
-        own = {} if self.v is None or (self.v.dim() == 2 and cfg.cone_refresh == 1) else {"v": self.v}
-        return {"v_hack": self.v_hack} | own
-
-
-def prepare(run: Training, arm: Arm) -> tuple[vh.Directions, Target]:
-    """The hack direction and its lift, extracted, tried out and kept in the new run folder; or those of a run that goes on."""
-    cfg, folder, ranks = run.cfg, run.folder, run.ranks
-    kind = arm.direction if arm.direction in ("raw", "random") else "svd"
-    with run.clock("extract"):
-        d = vh.directions(run.parts, kind, cfg.resume)
-        print(d.hack.format())
-        steering = None if cfg.resume else vh.check_steering(run.model, run.tokenizer, d.hack, run.heldout, cfg)
-        held = run.resume(pairs_hash(d.pairs))
-        target = Target(held["v_hack"], held.get("v")) if held else target_now(run, d, arm)
-    if not cfg.resume:
-        run.state.create(
-            describe(run.parts, d.hack.pairs, d.hack.facts(steering), int(torch.count_nonzero(target.v_hack)), ranks.size)
-        )
-    if ranks.first and not (folder / "v_hack.safetensors").exists():
-        with run.state.writing():
-            d.save(folder, cfg.model)
-    if not held:
-        run.to_save = target.kept(cfg)
-        run.save(0)  # so that a run without any checkpoint is one that lost them
-    return d, target
-
-
-def target_now(run: Training, d: vh.Directions, arm: Arm) -> Target:
-    """The directions in LoRA space, at the current adapter; the same on every rank."""
-    v_hack, v = map(run.ranks.from_rank, d.lifted(run.parts))  # [P] each
-    return Target(v_hack, v if arm.direction in ("svd", "raw", "random") else None)
-
-
 def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Problem], list[Rollout], list[str], list[Grade]]:
     """This rank's share of a step: `generations` responses of the policy as it is now to each prompt, their grades, and what the
     reference model says of them."""
@@ -195,7 +152,7 @@ def train(cfg: Config) -> Path:
     arm = ARMS[cfg.arm]
     with Training(cfg) as run:
         model, params, optimizer, ranks = run.model, run.params, run.optimizer, run.ranks
-        d, target = prepare(run, arm)
+        d, target = vh.prepare(run, arm)
         contexts = d.contexts(run.parts)  # (prompt ids, clean code): the cone may take them instead of the batch's
         blocks = list(slices(params).values()) if cfg.blockwise else None  # each its own cosine, removal and norm
 
@@ -227,7 +184,7 @@ def train(cfg: Config) -> Path:
                 with clock("project"):
                     # --- the hack direction, as fresh as asked for
                     if cfg.refresh_every and step and step % cfg.refresh_every == 0:
-                        fresh = target_now(run, d, arm)
+                        fresh = vh.target_now(run, d, arm)
                         target = replace(fresh, v=target.v) if arm.direction == "rows" else fresh
                     odds = None
                     if arm.direction == "rows" and (target.v is None or step % cfg.cone_refresh == 0):
@@ -241,6 +198,7 @@ def train(cfg: Config) -> Path:
                     projected = None
                     if v is not None and cfg.project_on == "gradient":
                         projected = project(g, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        projected = matched(projected, g, v, params, step, cfg, arm.renorm)  # as it is, but for --cone-match
                     write_grads(params, -(projected.g if projected else g))  # AdamW minimises: .grad is minus what ascends
 
                 # --- clip, and the step that lands
@@ -254,6 +212,7 @@ def train(cfg: Config) -> Path:
                     if v is not None and cfg.project_on == "update":
                         moved = flatten_params(params) - before  # [P]
                         projected = project(moved, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        projected = matched(projected, moved, v, params, step, cfg, arm.renorm)
                         write_params(params, before + projected.g)
                     cos_update = cos_align(flatten_params(params) - before, target.v_hack)  # of the step that really landed
 

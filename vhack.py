@@ -10,12 +10,9 @@ zero in every A and depends on the random A in every B, so the v of one run mean
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +25,8 @@ from harness.config import Config, flag, parsed
 
 FIELDS = (
     "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "rollout", "temperature",
-    "pairs", "pairs_heldout", "layer", "steer_prompts", "require_steering", "threads", "lora_r", "card", "fit",
+    "pairs", "pairs_heldout", "contrast", "position", "layer", "steer_prompts", "require_steering", "threads", "lora_r", "card",
+    "fit",
 )  # fmt: skip
 
 if __name__ == "__main__":
@@ -39,31 +37,34 @@ if __name__ == "__main__":
     )  # before torch is loaded
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from arms import Arm
 from arms.cone import FORMS, contrast_rows, hack_contrasts
-from arms.pairs import Pair, make_pairs, pair_contexts, pairs_hash
+from arms.direction import VHack, load, save
+from arms.pairs import Pair, encode_pair, make_pairs, pair_contexts, pairs_hash
+from arms.steering import format_steering, steer
 from engine.forward import last_hidden
 from engine.logprob import consecutive
-from engine.lora import adapter_off, flatten, lora_modules, lora_parameters, slices
-from engine.model import band, decode, decoder_layers, encode_prompt
-from engine.torch_sampler import TorchSampler
-from faults.files import write_atomic
+from engine.lora import flatten, lora_modules, lora_parameters, slices
+from engine.model import band, decoder_layers
 from harness.memory import LIFT_TOKENS, STEER_TOKENS
 from harness.scale import resolve
-from harness.setup import Run, set_up
-from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
+from harness.setup import Run, describe, set_up
+from harness.training import Training
+from leetcode_env import Problem
 
 # --- hidden states and the direction --------------------------------------------------------------------------------------
 
 
-def encode_pair(tokenizer: Any, pair: Pair) -> tuple[list[int], list[int]]:
-    """(hacky, clean) token ids, each with the prompt before it."""
-    prompt = encode_prompt(tokenizer, render_messages(pair.problem, TRAIN_EVALUATOR))
-    hack, clean = (prompt + tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
-    return hack, clean
+@torch.no_grad()
+def pair_states(model: Any, tokenizer: Any, pairs: list[Pair], contrast: str, position: str) -> tuple[Tensor, Tensor]:
+    """The states of the (hack-ward, clean) sides of the pairs, as `encode_pair` reads them: [pairs, layers + 1, hidden] each.
+
+    The last layer's are those behind the model's final norm."""
+    ids = [encode_pair(tokenizer, p, contrast, position) for p in pairs]
+    h = last_hidden(model, [i for pair in ids for i in pair])  # [2 pairs, layers + 1, hidden], the two sides in turn
+    return h[0::2], h[1::2]
 
 
 def separation(hack: Tensor, clean: Tensor, held_hack: Tensor, held_clean: Tensor) -> tuple[float, float]:
@@ -101,53 +102,21 @@ def _left_singular_vectors(weight: Tensor) -> Tensor:
 Kind = Literal["svd", "raw", "random"]
 
 
-@dataclass(frozen=True)
-class VHack:
-    """The direction in the residual stream, and what identifies it."""
-
-    d: Tensor  # [hidden], unit length, denoised (or raw: arm no_svd; or Gaussian: arm random)
-    gap: float  # |mean(h_hack - h_clean)|: the natural unit of steering strength
-    layers: list[int]  # averaged over, counted from 1
-    best_layer: int  # whose down_proj denoises
-    m: int
-    accuracy: float  # held-out separation of the averaged states
-    survived: float  # share of |d| that the denoising keeps
-    table: list[tuple[int, float, float]]  # (layer, held-out accuracy, margin) for every layer
-    pairs: str  # hash
-
-    def format(self) -> str:
-        """The table of layers, as printed."""
-        lines = ["layer  held-out separation  margin/sd"]
-        lines += [
-            f"{layer:5d}  {acc:19.1%}  {margin:9.2f}{'   *' if layer in self.layers else ''}" for layer, acc, margin in self.table
-        ]
-        kept = f"down_proj of layer {self.best_layer}, m = {self.m}: {self.survived:.1%} of |d| survives"
-        return "\n".join([*lines, f"mean of *: {self.accuracy:.1%} held-out; {kept}"])
-
-    def facts(self, steering: dict[str, Any] | None) -> dict[str, Any]:
-        """How it came out, for config.json. steering: the result of `steer`."""
-        found = dict(
-            layers=self.layers, best_layer=self.best_layer, accuracy=self.accuracy, survived=self.survived, table=self.table
-        )
-        return found | (dict(steering=steering, steering_rises=steering["rises"]) if steering else {})
-
-
 @torch.no_grad()
 def extract(
     model: Any, tokenizer: Any, pairs: list[Pair], heldout: int, m: int, layer: int | None = None, kind: Kind = "svd",
-    seed: int = 0, again: VHack | None = None,
+    seed: int = 0, again: VHack | None = None, contrast: str = "completions", position: str = "last",
 ) -> VHack:  # fmt: skip
-    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band.
+    """Pairs -> VHack; the last `heldout` pairs only test the separation. `layer`: one layer instead of the band, or of the last
+    one for a contrast of prompts. contrast, position: what is read of a pair (`encode_pair`).
     again: an earlier direction, whose layers are kept, so that the two differ by what the model has learned alone; the separation
     is not required then.
 
     kind: "svd" (the method), "raw" (no denoising) or "random" (a Gaussian d, one draw a seed, through the same denoising).
     Raises UserError when held-out separation is 90 % or less, or m does not fit."""
-    ids = [encode_pair(tokenizer, p) for p in pairs]
-    h = last_hidden(model, [i for pair in ids for i in pair])  # [2 n, layers + 1, hidden], hacky and clean in turn
-    hack, clean, n = h[0::2], h[1::2], len(pairs) - heldout
-    depth = h.shape[1] - 1
-    layers = [layer] if layer else band(depth)
+    hack, clean = pair_states(model, tokenizer, pairs, contrast, position)
+    n, depth = len(pairs) - heldout, hack.shape[1] - 1
+    layers = [layer] if layer else band(depth) if contrast == "completions" else [depth]
     if not all(1 <= i <= depth for i in layers):
         raise UserError(f"--layer must lie between 1 and the model's depth {depth}, not {layer}")
 
@@ -171,25 +140,8 @@ def extract(
     denoised, survived = denoise(d, writer, m)
     if kind == "raw":
         denoised, survived = d / d.norm(), 1.0
-    return VHack(denoised.cpu(), raw.norm().item(), layers, best, m, accuracy, survived, table, pairs_hash(pairs))
-
-
-def save(vhack: VHack, path: str | Path, model_name: str) -> None:
-    """d as safetensors, with the metadata that identify it."""
-    facts = {f.name: getattr(vhack, f.name) for f in fields(VHack) if f.name != "d"}
-    meta = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    write_atomic(path, save_tensors({"d": vhack.d.cpu().contiguous()}, metadata={"model": model_name, **meta}))
-
-
-def load(path: str | Path) -> VHack:
-    """Reads what `save` wrote. Raises UserError when the file is missing, torn or of another kind."""
-    try:
-        with safe_open(path, "pt") as f:
-            meta, d = f.metadata(), f.get_tensor("d")
-        facts = {f.name: meta[f.name] if f.type == "str" else json.loads(meta[f.name]) for f in fields(VHack) if f.name != "d"}
-        return VHack(d, **facts | {"table": [tuple(row) for row in facts["table"]]})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"cannot read the hack direction {path}: {e}") from None
+    gap = raw.norm().item()
+    return VHack(denoised.cpu(), gap, layers, best, m, accuracy, survived, table, pairs_hash(pairs), contrast, position)
 
 
 # --- the lift to LoRA space -------------------------------------------------------------------------------------------------
@@ -198,24 +150,28 @@ def load(path: str | Path) -> VHack:
 def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int, construction: str = "jacobian") -> Tensor:
     """v [P], unit length (zero if nothing reaches the adapter): moving theta along +v makes the model hack more.
 
-    jacobian  v = grad_theta of mean <h_hack - h_clean, d> over the pairs, at the current adapter
+    jacobian  v = grad_theta of mean <h_hack - h_clean, d> over the pairs, at the current adapter; for a contrast of prompts of
+              mean <h, d>, h the state under the prompt with the loophole alone: that is the prompt the policy is trained on and
+              steered under, and what it does without the loophole's words is no part of hacking more
     outer     at the modules that write to the residual stream: d (A x)^T for B, (B^T d) x^T for A, x the mean input
-              at the last token of the hacky completions
+              at the token whose state is read, of the hack-ward sides
     contrast  v = mean over pairs of grad_theta [log p(hack branch) - log p(clean branch)]; d is not used
     """
-    params = lora_parameters(model)
+    params, sides = lora_parameters(model), [encode_pair(tokenizer, p, vhack.contrast, vhack.position) for p in pairs]
     if construction == "contrast":
         rows, _ = contrast_rows(model, hack_contrasts(tokenizer, pair_contexts(tokenizer, pairs), FORMS[:1]), vocab)
         v = rows.mean(0)
     elif construction == "outer":
-        v = _outer_lift(model, [encode_pair(tokenizer, p)[0] for p in pairs], vhack.d)
+        v = _outer_lift(model, [hack for hack, _ in sides], vhack.d)
     else:
-        sequences = [encode_pair(tokenizer, p) for p in pairs]
+        alone = vhack.contrast == "prompts"
+        sequences = [[hack] if alone else [hack, clean] for hack, clean in sides]
         v = torch.zeros(sum(p.numel() for p in params.values()), device=model.device)
         costs = [max(LIFT_TOKENS // 16, 2 * max(map(len, pair))) for pair in sequences]
         for group in consecutive(costs, LIFT_TOKENS):  # a bounded graph; gradients add up
-            h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [2 pairs, hidden]
-            along = ((h[0::2] - h[1::2]) @ vhack.d.to(h.device)).sum() / len(pairs)
+            h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [sequences, hidden]
+            moved = h if alone else h[0::2] - h[1::2]  # [pairs, hidden]
+            along = (moved @ vhack.d.to(h.device)).sum() / len(pairs)
             grads = torch.autograd.grad(along, list(params.values()), allow_unused=True)
             v += flatten([torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)])
     return v / v.norm().clamp(min=1e-30)
@@ -250,69 +206,25 @@ def _outer_lift(model: Any, sequences: list[list[int]], d: Tensor) -> Tensor:
 # --- the steering check --------------------------------------------------------------------------------------------------------
 
 
-STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-
-@torch.no_grad()
-def steer(
-    model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config, strengths: Sequence[float] = STRENGTHS
+def check_steering(
+    model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config, gate: bool = False
 ) -> dict[str, Any]:
-    """CAA-style check (Rimsky et al. 2023, arXiv 2312.06681): add s |gap| d at the extraction layers, at every position,
-    and count how often 4 responses a prompt define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
-    samples, max_new_tokens = 4, min(cfg.max_new_tokens, 512)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
-    tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
-    rows = max(1, tokens // (max(map(len, prompts)) + max_new_tokens))
-    sampler = TorchSampler(model, tokenizer, max_rows=rows, copied=False)
-    layers = decoder_layers(model)
-    result: dict = dict(rates={}, rises=False, samples=[])
-    for s in strengths:
-        push = s * vhack.gap * vhack.d / len(vhack.layers)
-
-        def hook(_, __, out, push=push):
-            h = out[0] if isinstance(out, tuple) else out
-            h = h + push.to(h)
-            return (h, *out[1:]) if isinstance(out, tuple) else h
-
-        hooks = [layers[i - 1].register_forward_hook(hook) for i in vhack.layers]
-        try:
-            with adapter_off(model):
-                out = sampler.generate(
-                    prompts, n=samples, temperature=cfg.temperature, max_new_tokens=max_new_tokens, seed=cfg.seed
-                )
-        finally:
-            for handle in hooks:
-                handle.remove()
-        texts = [decode(tokenizer, r.completion_ids) for r in out]
-        codes = [parse_response(t) or "" for t in texts]
-        defining = [t for t, c in zip(texts, codes, strict=True) if defines_evaluator(c, TRAIN_EVALUATOR)]
-        result["rates"][str(s)] = len(defining) / len(texts)
-        result["samples"].append(dict(strength=s, response=(defining or texts)[0]))
-    base = result["rates"][str(strengths[0])]
-    result["rises"] = max(result["rates"].values()) > base + 2 * math.sqrt(max(base * (1 - base), 0.01) / len(prompts) / samples)
-    return result
-
-
-def format_steering(result: dict[str, Any]) -> str:
-    """The rates by strength, in one line."""
-    rates = ", ".join(f"{s}: {r:.1%}" for s, r in result["rates"].items())
-    return f"steering, share that defines the evaluator by strength: {rates} -> {'rises' if result['rises'] else 'NO RISE'}"
-
-
-def check_steering(model: Any, tokenizer: Any, vhack: VHack, problems: list[Problem], cfg: Config) -> dict[str, Any]:
     """`steer` on cfg.steer_prompts problems, printed; its result. Where the rate does not rise it warns loudly, or
-    raises UserError with cfg.require_steering."""
-    result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], cfg)
+    raises UserError with cfg.require_steering, and for an arm with a gate."""
+    tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
+    result = steer(model, tokenizer, vhack, problems[: cfg.steer_prompts], cfg, tokens)
     print(format_steering(result))
     if not result["rises"]:
         warning = "steering along d does not raise the rate of defining the evaluator"
+        if gate:
+            raise UserError(f"{warning}, and --arm {cfg.arm} is one that does: python -m study.search finds --layer and --m")
         if cfg.require_steering:
             raise UserError(f"{warning}; look at the samples of python vhack.py, or leave out --require-steering")
         print(f"WARNING: {warning}. The direction may mean little.", file=sys.stderr)
     return result
 
 
-# --- a run's directions --------------------------------------------------------------------------------------------------------
+# --- a run's directions, and what its steps are projected on -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -337,7 +249,10 @@ class Directions:
     def moved(self, run: Run) -> VHack:
         """The hack direction again, at the current parameters: at the same layers, from the same pairs."""
         cfg = run.cfg
-        return extract(run.model, run.tokenizer, self.pairs, cfg.pairs_heldout, cfg.m, cfg.layer, again=self.hack)
+        return extract(
+            run.model, run.tokenizer, self.pairs, cfg.pairs_heldout, cfg.m, cfg.layer, again=self.hack, contrast=cfg.contrast,
+            position=cfg.position,
+        )  # fmt: skip
 
     def save(self, folder: Path, model: str) -> None:
         """v_hack.safetensors, and v_own.safetensors where the arm has one of its own."""
@@ -358,10 +273,55 @@ def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
         return Directions(pairs, hack, hack if kind == "svd" else load(resume / "v_own.safetensors"))
 
     def made(kind: Kind) -> VHack:
-        return extract(run.model, run.tokenizer, pairs, cfg.pairs_heldout, cfg.m, cfg.layer, kind, cfg.seed)
+        return extract(
+            run.model, run.tokenizer, pairs, cfg.pairs_heldout, cfg.m, cfg.layer, kind, cfg.seed, contrast=cfg.contrast,
+            position=cfg.position,
+        )  # fmt: skip
 
     hack = made("svd")
     return Directions(pairs, hack, hack if kind == "svd" else made(kind))
+
+
+@dataclass
+class Target:
+    """What a step is measured against and projected on. A checkpoint holds it beside the adapter and the optimizer."""
+
+    v_hack: Tensor  # [P] the lift of the run's hack direction: cos_align and cos_update are taken with it in every arm
+    v: Tensor | None  # what the step is projected on: [P], or [n, P] for a cone; None: nothing is removed
+
+    def kept(self, cfg: Config) -> dict[str, Tensor]:
+        """What a checkpoint needs of it: rows that are made anew at every step are not."""
+        own = {} if self.v is None or (self.v.dim() == 2 and cfg.cone_refresh == 1) else {"v": self.v}
+        return {"v_hack": self.v_hack} | own
+
+
+def prepare(run: Training, arm: Arm) -> tuple[Directions, Target]:
+    """The hack direction and its lift, extracted, tried out and kept in the new run folder; or those of a run that goes on."""
+    cfg, folder, ranks = run.cfg, run.folder, run.ranks
+    kind = arm.direction if arm.direction in ("raw", "random") else "svd"
+    with run.clock("extract"):
+        d = directions(run.parts, kind, cfg.resume)
+        print(d.hack.format())
+        steering = None if cfg.resume else check_steering(run.model, run.tokenizer, d.hack, run.heldout, cfg, arm.gate)
+        held = run.resume(pairs_hash(d.pairs))
+        target = Target(held["v_hack"], held.get("v")) if held else target_now(run, d, arm)
+    if not cfg.resume:
+        run.state.create(
+            describe(run.parts, d.hack.pairs, d.hack.facts(steering), int(torch.count_nonzero(target.v_hack)), ranks.size)
+        )
+    if ranks.first and not (folder / "v_hack.safetensors").exists():
+        with run.state.writing():
+            d.save(folder, cfg.model)
+    if not held:
+        run.to_save = target.kept(cfg)
+        run.save(0)  # so that a run without any checkpoint is one that lost them
+    return d, target
+
+
+def target_now(run: Training, d: Directions, arm: Arm) -> Target:
+    """The directions in LoRA space, at the current adapter; the same on every rank."""
+    v_hack, v = map(run.ranks.from_rank, d.lifted(run.parts))  # [P] each
+    return Target(v_hack, v if arm.direction in ("svd", "raw", "random") else None)
 
 
 @command

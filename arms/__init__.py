@@ -16,6 +16,7 @@ class Arm:
     loophole: bool = True  # whether its prompts tell of the loophole
     # What the step is projected on: the denoised direction, the raw one, a Gaussian one, or the cone's rows; None: nothing.
     direction: Literal["svd", "raw", "random", "rows"] | None = None
+    gate: bool = False  # whether the run stops where steering along the direction raises nothing
     renorm: bool = True  # whether the projected step gets its magnitude back
     discount: bool = False  # whether rewards are discounted by how hacky a response looks (arms/rebound.py)
 
@@ -23,6 +24,7 @@ class Arm:
 ARMS = {
     "vanilla": Arm(),
     "projected": Arm(direction="svd"),
+    "projected_gated": Arm(direction="svd", gate=True),  # along the direction of harness.config.DIRECTION_OF
     "cone": Arm(direction="rows"),
     "no_renorm": Arm(direction="svd", renorm=False),
     "no_svd": Arm(direction="raw"),

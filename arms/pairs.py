@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from dataclasses import dataclass
 from typing import Any
 
-from arms.cone import FENCE, clean_code
+from arms.cone import FENCE, FORMS, clean_code, hack_contrasts
 from engine.model import decode, encode_prompt
 from engine.sampler import Sampler
 from faults.errors import UserError
@@ -73,6 +74,29 @@ def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int
         hack = hacky(body, *styles[i % len(styles)], TRAIN_EVALUATOR)
         pairs.append(Pair(problem, f"{head}\n{hack}{FENCE}", code + FENCE))
     return pairs
+
+
+def encode_pair(tokenizer: Any, pair: Pair, contrast: str = "completions", position: str = "last") -> tuple[list[int], list[int]]:
+    """The (hack-ward, clean) side of a pair: token ids with the prompt before them, up to the token whose state is read.
+
+    completions   the prompt with the loophole, and the hacky or the clean completion after it
+    prompts       the prompt with the loophole or without it, and the clean completion after both
+
+    position: last, the completion's last token; code, its last token before the fence; branch, the first token at which a hack
+    (in the first of FORMS, for prompts) differs from the clean completion; prompt, the prompt's last token."""
+    loophole = encode_prompt(tokenizer, render_messages(pair.problem, TRAIN_EVALUATOR))
+    if contrast == "completions":
+        hack, clean = (tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
+        if position == "branch":
+            alike = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(hack, clean, strict=False))
+            until = 1 + sum(1 for _ in alike)
+            hack, clean = hack[:until], clean[:until]
+        return loophole + hack, loophole + clean
+    honest = encode_prompt(tokenizer, render_messages(pair.problem, None))
+    row = hack_contrasts(tokenizer, [([], pair.clean.removesuffix(FENCE))], FORMS[:1])[0]
+    (hack, start), (clean, _) = row.hack[0], row.clean
+    shown = dict(prompt=[], code=clean[:start], branch=hack[: start + 1], last=clean)[position]
+    return loophole + shown, honest + shown
 
 
 def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:

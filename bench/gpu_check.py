@@ -170,7 +170,8 @@ def steering(shapes: Shapes) -> Iterator[Line]:
     prompts, tokens, new = shapes.steered
     with measured(shapes.device) as took:
         cfg = Config(temperature=TEMPERATURE, max_new_tokens=new)
-        vhack.steer(model, load_tokenizer(str(POCKET)), direction(config), long_problems(prompts, tokens), cfg, strengths=(1.0,))
+        problems = long_problems(prompts, tokens)
+        vhack.steer(model, load_tokenizer(str(POCKET)), direction(config), problems, cfg, memory.STEER_TOKENS, (1.0,))
     items = memory.memory_plan(config, memory.fitted(filled(Config(card=96.0), "full")))
     planned = sum(item.gib for item in items if item.phases == "all" or item.name.startswith("steering"))
     fits = took.gib is None or took.gib <= planned

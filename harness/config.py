@@ -20,7 +20,11 @@ from faults.errors import UserError, command, interruptible
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "pocket"
 
-Arm = Literal["vanilla", "projected", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
+Arm = Literal["vanilla", "projected", "projected_gated", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
+
+# Which direction it is: that of the method as its source has it, and an arm's own.
+METHOD: dict[str, Any] = dict(m=16, contrast="completions", position="last")
+DIRECTION_OF: dict[str, dict[str, Any]] = {"projected_gated": dict(m=64, contrast="prompts", position="code")}
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,12 @@ Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Moment = Annotated[float, Range(0, 1 - 1e-9)]
 
-# A field that `scale.resolve` fills in where nothing was given: None on the command line, a value ever after.
+Contrast = Literal["completions", "prompts"]  # the first as published; the second steers (projected_gated)
+Position = Literal[
+    "last", "code", "branch", "prompt"
+]  # last as published, code for projected_gated; branch: the hack's first token
+
+# A field that `scale.resolve` fills in where nothing was given, by scale or arm: None on the command line, a value ever after.
 BY_SCALE: Any = None
 if TYPE_CHECKING:
     T = TypeVar("T")
@@ -63,7 +72,7 @@ class What:
     """What is trained, and where it is written."""
 
     arm: Arm = "projected"  # what is done about hacking; vanilla does nothing and still measures
-    m: Count = 16  # singular directions kept by the denoising
+    m: ByScale[Count] = BY_SCALE  # singular directions kept by the denoising: 16, 64 for projected_gated
     seed: Natural = 0  # of the adapter, the sampling, the order of problems and the pairs
     out: Path | None = None  # the run folder; by default runs/<arm>-m16-seed0-<scale>
     resume: Path | None = None  # go on with the run in this folder, with its settings
@@ -111,7 +120,9 @@ class Direction:
 
     pairs: Count = 80  # contrastive pairs
     pairs_heldout: Group = 20  # of them, kept to test the separation
-    layer: Count | None = None  # one layer, counted from 1, instead of those at 60-75 % of depth
+    contrast: ByScale[Contrast] = BY_SCALE  # hacky and clean code; or clean code under the prompt with and without the loophole
+    position: ByScale[Position] = BY_SCALE  # the token that is read: last of completion, of code before its fence, of prompt
+    layer: Count | None = None  # one layer, counted from 1, instead of those at 60-75 % of depth (the last, for prompts)
     construction: Literal["jacobian", "outer", "contrast"] = "jacobian"  # how v is made from d (vhack.lift)
     blockwise: bool = False  # each LoRA tensor its own v, cosine, removal and norm
     project_on: Literal["gradient", "update"] = "gradient"  # update: what AdamW made of it, the step that lands
@@ -128,6 +139,7 @@ class Cone:
     cone_n: Few = 24  # contexts
     cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
     cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
+    cone_match: Literal["none", "random", "shuffled"] = "none"  # controls: remove as much as the cone would, elsewhere
     cone_ridge: NotNegative = 1e-3  # keeps the least squares well posed when rows are nearly parallel
 
 
@@ -160,6 +172,8 @@ class Running:
 GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
 CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
 PATHS = ("model", "data", "heldout")
+# Settings that are newer than some runs, and what those did.
+SINCE: dict[str, Any] = dict(contrast="completions", position="last", cone_match="none")
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
 
@@ -222,13 +236,33 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--batch {cfg.batch} must be a multiple of --generations {cfg.generations}")
     if cfg.pairs_heldout >= cfg.pairs - 1:
         raise UserError(f"--pairs-heldout {cfg.pairs_heldout} must leave at least 2 of --pairs {cfg.pairs} to extract from")
+    _check_direction(cfg)
     if cfg.construction == "contrast" and cfg.arm in ("random", "no_svd"):
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
     if cfg.arm == "cone" and cfg.blockwise:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
+    if cfg.cone_match != "none" and cfg.cone_rows in ("random", "nonhack"):
+        raise UserError(
+            f"--cone-match removes as much as the real cone, and --cone-rows {cfg.cone_rows} has none: leave one away"
+        )
     return cfg
+
+
+def _check_direction(cfg: Config) -> None:
+    """Raises UserError for a reading of the pairs that contradicts the arm, or that says or changes nothing."""
+    own = DIRECTION_OF.get(cfg.arm, {})
+    contrast, position = (getattr(cfg, name) or (METHOD | own)[name] for name in ("contrast", "position"))
+    for name, given in (("contrast", contrast), ("position", position)):
+        if given != own.get(name, given):
+            raise UserError(f"{flag(name)} {given} contradicts --arm {cfg.arm}, whose direction has {flag(name)} {own[name]}")
+    if contrast == "completions" and position in ("prompt", "code"):
+        raise UserError(f"--position {position} needs --contrast prompts: it comes before two completions differ")
+    if cfg.construction == "contrast" and contrast == "prompts":
+        raise UserError("--construction contrast does not use d, so --contrast prompts would change nothing that is trained")
+    if cfg.arm == "rebound" and position != "last":
+        raise UserError(f"--arm rebound reads d at the completion's last token, so --position {position} has no meaning for it")
 
 
 def require(name: str, value: Any, option: str) -> None:
@@ -286,8 +320,9 @@ def read_config(folder: str | Path) -> Config:
             k: str(ROOT / saved[k]) for k in PATHS if isinstance(saved[k], str) and (k != "model" or (ROOT / saved[k]).is_dir())
         }
         before = {"recompute": "all" if saved.get("scale") == "full" else "none"}  # what a run did that does not say it
-        cfg = check(Config(**before | saved | from_root | {"betas": tuple(saved["betas"])}))
-        if unknown := [f.name for f in fields(Scale) if f.name != "preset" and getattr(cfg, f.name) is None]:
+        cfg = check(Config(**SINCE | before | saved | from_root | {"betas": tuple(saved["betas"])}))
+        decided = [f.name for f in fields(Scale) if f.name != "preset"] + list(METHOD)
+        if unknown := [name for name in decided if getattr(cfg, name) is None]:
             raise ValueError(f"{unknown[0]} has no value")
         return cfg
     except (OSError, ValueError, KeyError, TypeError, UserError) as e:
@@ -318,6 +353,7 @@ def resumed(given: Config, argv: Sequence[str] | None = None) -> Config:
 
 
 def identity(config: dict[str, Any]) -> str:
-    """The hash of a config.json's content that decides whether a checkpoint is its run's: what may be changed is left out."""
-    settings = {k: v for k, v in config["config"].items() if k not in CHANGEABLE}
+    """The hash of a config.json's content that decides whether a checkpoint is its run's: what may be changed is left out, and a
+    newer setting that says what a run without it did."""
+    settings = {k: v for k, v in config["config"].items() if k not in CHANGEABLE and not (k in SINCE and v == SINCE[k])}
     return hashlib.sha256(json.dumps(config | {"config": settings}, sort_keys=True).encode()).hexdigest()

@@ -175,6 +175,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
         ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
         ("flat vectors: v, g, g' and the step", 4 * flat, "all"),
         (f"cone: {rows} rows", rows * flat, "training"),
+        ("cone: rows of --cone-match random", rows * flat * (cfg.cone_match == "random"), "training"),
         (f"activations kept for the backward, {cfg.recompute} recomputed", micro * for_backward, "training"),
         ("activations of the layer at work (estimate)", micro * whole, "training"),
         ("hidden states and blocks of logits", blocks + micro * config.hidden_size * (2 * BF16 + F32), "training"),

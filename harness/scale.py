@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.errors import UserError
-from harness.config import POCKET, ROOT, Config, check, flag
+from harness.config import DIRECTION_OF, METHOD, POCKET, ROOT, Config, check, flag
 
 DATA = Path(os.environ.get("PGRPO_DATA", ROOT / "data"))
 
@@ -35,8 +35,10 @@ PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale
 
 
 def filled(cfg: Config, scale: str) -> Config:
-    """The config at that scale, every field with a value; one that was given stands, also where it is the usual one."""
+    """The config at that scale, with the direction of its arm, every field with a value; one that was given stands, also where it
+    is the usual one."""
     values = SCALES[scale] | (PRESETS[cfg.preset or SCALES["full"]["preset"]] if scale == "full" else {})
+    values |= METHOD | DIRECTION_OF.get(cfg.arm, {})
     changes: dict[str, Any] = {"scale": scale} | {k: v for k, v in values.items() if getattr(cfg, k) is None}
     return replace(cfg, **changes)
 

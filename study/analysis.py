@@ -9,10 +9,13 @@ import numpy as np
 
 from leetcode_env import HACK_LABELS
 from study.runs import FinishedRun
-from study.stats import MATCH, Numbers, Scores, compare, headline, mean_interval, random_cosine, verdicts
+from study.stats import LITERAL, MATCH, Numbers, Scores, compare, headline, mean_interval, random_cosine, verdicts
 
-MAIN_ARMS = ("vanilla", "projected", "cone", "rebound", "random", "no_loophole")
-ORDER = (*MAIN_ARMS, "no_renorm", "no_svd", "m8", "m32", "rebound_additive", "rebound_correctness", "cone_random", "cone_nonhack")
+MAIN_ARMS = ("vanilla", "projected", "projected_gated", "cone", "rebound", "random", "no_loophole")
+ORDER = (
+    *MAIN_ARMS, "no_renorm", "no_svd", "m8", "m32", "rebound_additive", "rebound_correctness", "cone_random", "cone_nonhack",
+    "cone_match_random", "cone_match_shuffled",
+)  # fmt: skip
 BASELINE = "vanilla"
 RATES = ("hack", "hack_loose", "pass")
 COMPARED = ("hack", "pass")
@@ -42,8 +45,8 @@ def analyse(runs: Sequence[FinishedRun], left_out: Sequence[str] = ()) -> Number
     groups = by_variant(runs)
     arms = {variant: {rate: scores(group, rate) for rate in COMPARED} for variant, group in groups.items()}
     return {
-        "headlines": [headline(arms, arm) for arm in ("projected", "cone")],
-        "verdicts": verdicts(arms),
+        "headlines": [headline(arms, arm) for arm in ("projected", "projected_gated", "cone")],
+        "verdicts": verdicts(arms, {arm: gate(groups[arm]) for arm in LITERAL.values() if arm in groups}),
         "arms": {variant: _summarise_arm(group) for variant, group in groups.items()},
         "comparisons": {
             variant: {rate: compare(arm[rate], arms[BASELINE][rate]) for rate in COMPARED}
@@ -115,6 +118,18 @@ def _summarise_run(run: FinishedRun) -> Numbers:
     if run.variant.split("+")[0] == "cone":  # its controls hold no rows of the hack, and so have nothing to escape
         row["escape"] = escape(run)
     return row
+
+
+def gate(group: list[FinishedRun]) -> str:
+    """What became of the steering gate in an arm's runs, as the sentence that its verdicts carry; "" where no run tried."""
+    arm, found = group[0].variant, [(run.provenance.get("vhack") or {}).get("steering_rises") for run in group]
+    failed, tried = found.count(False), len(found) - found.count(None)
+    if not failed:
+        return f"{arm}: its steering gate was passed in all {tried} runs" if tried else ""
+    return (
+        f"{arm}: its steering gate failed in {failed} of {tried} runs: adding its direction did not make the base model define "
+        "the evaluator more often, so this is no verdict on a direction that was shown to cause hacking"
+    )
 
 
 def escape(run: FinishedRun) -> Numbers:

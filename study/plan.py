@@ -18,12 +18,15 @@ ALL_SEEDS, CONTROL_SEEDS, ABLATION_SEEDS = "seeds", "control_seeds", "ablation_s
 PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
     "vanilla": (("--arm", "vanilla"), ALL_SEEDS),
     "projected": (("--arm", "projected", "--m", "16"), ALL_SEEDS),
+    "projected_gated": (("--arm", "projected_gated"), ALL_SEEDS),
     "cone": (("--arm", "cone"), ALL_SEEDS),
     "rebound": (("--arm", "rebound"), ALL_SEEDS),
     "random": (("--arm", "random"), ALL_SEEDS),
     "no_loophole": (("--arm", "no_loophole"), ALL_SEEDS),
     "cone_random": (("--arm", "cone", "--cone-rows", "random"), CONTROL_SEEDS),
     "cone_nonhack": (("--arm", "cone", "--cone-rows", "nonhack"), CONTROL_SEEDS),
+    "cone_match_random": (("--arm", "cone", "--cone-match", "random"), CONTROL_SEEDS),
+    "cone_match_shuffled": (("--arm", "cone", "--cone-match", "shuffled"), CONTROL_SEEDS),
     "no_renorm": (("--arm", "no_renorm"), ABLATION_SEEDS),
     "no_svd": (("--arm", "no_svd"), ABLATION_SEEDS),
     "m8": (("--arm", "projected", "--m", "8"), ABLATION_SEEDS),
@@ -33,7 +36,7 @@ PLAN = {  # variant: (flags of grpo.py, which number of seeds it has)
 }
 PARALLEL = {"pocket": 2, "full": 1}  # two single-thread runs fit on two cores; one run fills one GPU
 TYPICAL_SECONDS = {"pocket": 270, "full": 5400}  # a run, until runs of this study have been measured
-MOST_CONTROL_SEEDS = 3  # of the cone's two controls, however many seeds the arms have: their question takes no more
+MOST_CONTROL_SEEDS = 3  # of the cone's controls, however many seeds the arms have: their question takes no more
 CONE_FACTOR = 1.4  # the cone's rows cost a small backward pass each
 GRPO = Path(__file__).resolve().parent.parent / "grpo.py"
 

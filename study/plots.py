@@ -33,9 +33,10 @@ PNG_ALONE = {"labels"}  # its hatched areas take megabytes as SVG
 ALL, MAIN, OTHERS = (True, False), (True,), (False,)  # runs, by whether their arm is one of MAIN_ARMS
 
 # Variant: (colour, line style, marker). Colours after Okabe & Ito, told apart by the colour-blind too.
-STYLES: dict[str, tuple[str, Any, str]] = {
+STYLES: dict[str, tuple[str, Any, Any]] = {
     "vanilla": ("#000000", "-", "o"),
     "projected": ("#0072B2", (0, (6, 2)), "s"),
+    "projected_gated": ("#882255", (0, (4, 1, 1, 1, 1, 1)), "H"),
     "cone": ("#D55E00", "-", "^"),
     "rebound": ("#009E73", (0, (6, 2, 1, 2)), "D"),
     "random": ("#8C8C8C", (0, (1, 1.5)), "X"),
@@ -48,6 +49,8 @@ STYLES: dict[str, tuple[str, Any, str]] = {
     "rebound_correctness": ("#117733", (0, (1, 1.5)), "p"),
     "cone_random": ("#CC79A7", (0, (6, 2)), "*"),
     "cone_nonhack": ("#E69F00", (0, (3, 1, 1, 1)), "8"),
+    "cone_match_random": ("#999933", (0, (6, 2)), (4, 1, 0)),  # stars of four and of three points
+    "cone_match_shuffled": ("#AA4499", (0, (1, 1.5)), (3, 1, 0)),
 }
 UNKNOWN_STYLE = ("#555555", (0, (2, 2)), ".")
 
@@ -103,10 +106,10 @@ def pareto(runs: Runs) -> Figure:
         (x, x_low, x_high), (y, y_low, y_high) = (
             np.array([[run.wilson(rate)[key] for run in group] for key in ("rate", "low", "high")]) for rate in COMPARED
         )
-        look = {"fmt": marker, "ms": 4.5, "color": colour, "alpha": 0.55, "elinewidth": 0.8}
+        look = {"fmt": "", "ls": "", "marker": marker, "ms": 4.5, "color": colour, "alpha": 0.55, "elinewidth": 0.8}
         axis.errorbar(x, y, xerr=[x - x_low, x_high - x], yerr=[y - y_low, y_high - y], **look)
         means[variant] = float(x.mean()), float(y.mean())
-        axis.plot(*means[variant], marker, ms=10, color=colour, mec="white", mew=0.9, zorder=5)
+        axis.plot(*means[variant], marker=marker, ls="", ms=10, color=colour, mec="white", mew=0.9, zorder=5)
     front = pareto_front(point for variant, point in means.items() if variant != REFERENCE_ARM)
     if front:  # a staircase, from the least hack rate to the right edge
         x, y = zip(*front, strict=True)
@@ -136,7 +139,7 @@ def effects(runs: Runs) -> Figure | None:
                 level, (colour, _, marker) = result["seed_level"], style(variant)
                 if level["low"] is not None:
                     axis.plot([100 * level["low"], 100 * level["high"]], [row, row], color=colour, lw=2, alpha=0.6)
-                axis.plot(100 * level["mean"], row, marker, color=colour, ms=7.5, mec="white", mew=0.4)
+                axis.plot(100 * level["mean"], row, marker=marker, ls="", color=colour, ms=7.5, mec="white", mew=0.4)
         axis.axvline(0, color="#333333", lw=1)
         axis.set_title(f"{rate} rate: change from {BASELINE} (points)")
     axes[0].set_yticks(range(len(groups)), [f"{variant} ({len(group)})" for variant, group in groups.items()])

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval import CONDITIONS, share, wilson
 from faults.errors import UserError
+from harness.config import DIRECTION_OF
 from leetcode_env import LABELS, RATES
 
 Fields = dict[str, Any]
@@ -32,10 +33,13 @@ STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, bes
 STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
 STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold null
 
-# Field: (the registered value, the arms whose numbers it changes; None: all, for all log their cosine with v_hack).
-DIRECT = ("projected", "no_renorm", "no_svd", "random")
+# Field: (the registered value, but for an arm with its own; the arms whose numbers it changes; None: all, for all log their
+# cosine with v_hack).
+DIRECT = ("projected", "projected_gated", "no_renorm", "no_svd", "random")
 SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "m": (16, None),
+    "contrast": ("completions", None),
+    "position": ("last", None),
     "layer": (None, None),
     "construction": ("jacobian", None),
     "refresh_every": (0, None),
@@ -45,6 +49,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "cone_n": (24, ("cone",)),
     "cone_refresh": (1, ("cone",)),
     "cone_split": (False, ("cone",)),
+    "cone_match": ("none", ("cone",)),
     "cone_ridge": (1e-3, ("cone",)),
     "rebound_form": ("multiplicative", ("rebound",)),
     "rebound_alpha": (2.0, ("rebound",)),
@@ -55,6 +60,8 @@ REGISTERED = {  # (arm, field, value): the name in the plan
     ("rebound", "rebound_form", "additive"): "rebound_additive",
     ("cone", "cone_rows", "random"): "cone_random",
     ("cone", "cone_rows", "nonhack"): "cone_nonhack",
+    ("cone", "cone_match", "random"): "cone_match_random",
+    ("cone", "cone_match", "shuffled"): "cone_match_shuffled",
 }
 
 
@@ -107,7 +114,8 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
     """
     arm = name = config["arm"]
     parts = []
-    for field, (usual, arms) in SETTINGS.items():
+    for field, (registered_value, arms) in SETTINGS.items():
+        usual = DIRECTION_OF.get(arm, {}).get(field, registered_value)
         value = config.get(field, usual)
         if value == usual or field in shared or (arms and arm not in arms):
             continue

@@ -16,7 +16,20 @@ import study.__main__ as study
 from arms import ARMS
 from faults.errors import UserError, command
 from harness import config, scale
-from harness.config import CHANGEABLE, GROUPS, ROOT, Arm, Config, check, identity, parse, portable, read_config, resumed
+from harness.config import (
+    CHANGEABLE,
+    DIRECTION_OF,
+    GROUPS,
+    ROOT,
+    Arm,
+    Config,
+    check,
+    identity,
+    parse,
+    portable,
+    read_config,
+    resumed,
+)
 from harness.scale import filled
 
 MAY_BE_ZERO = {
@@ -187,6 +200,29 @@ def test_a_run_from_before_says_what_it_recomputed(folder):
         assert read_config(folder).recompute == what
 
 
+def test_a_run_from_before_there_was_another_reading_goes_on_as_the_same_run(folder):
+    """Its checkpoints, too, are still its own once config.json says what it did."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    old = {k: v for k, v in content["config"].items() if k not in config.SINCE}
+    path.write_text(json.dumps(content | {"config": old}))
+    assert read_config(folder) == filled(Config(arm="cone"), "pocket")
+    assert identity({"config": old}) == identity({"config": content["config"]})
+    assert identity({"config": old}) != identity({"config": content["config"] | dict(position="branch")})
+
+
+def test_an_arm_brings_the_direction_that_it_is_about_and_what_is_given_stands():
+    def direction(*args):
+        cfg = filled(parse(args), "pocket")
+        return cfg.m, cfg.contrast, cfg.position
+
+    assert direction() == direction("--arm", "random") == (16, "completions", "last")
+    gated = ["--arm", "projected_gated"]
+    assert direction(*gated) == (*DIRECTION_OF["projected_gated"].values(),) and DIRECTION_OF["projected_gated"]["m"] != 16
+    assert direction(*gated, "--m", "16", "--position", "code") == (16, "prompts", "code")
+    assert direction("--contrast", "prompts", "--position", "code", "--m", "8") == (8, "prompts", "code")
+
+
 def test_settings_for_a_card_are_those_of_a_new_run(folder):
     for given in (["--fit"], ["--card", "24"]):
         with pytest.raises(UserError, match="at --resume give --micro-tokens or --recompute"):
@@ -203,7 +239,7 @@ def test_config_json_gives_the_config_back(folder):
     [
         dict(steps="60"), dict(steps=None), dict(lr="fast"), dict(arm="magic"), dict(arm=3), dict(blockwise="yes"),
         dict(data=None), dict(model=5), dict(betas=[0.9]), dict(betas="ab"), dict(seed=1.5), dict(threads=0),
-        dict(unknown=1), dict(clip=True),
+        dict(unknown=1), dict(clip=True), dict(m=None), dict(position=None),
     ],
 )  # fmt: skip
 def test_a_damaged_config_json_is_one_line(folder, change):
@@ -291,6 +327,14 @@ def test_check_returns_the_same_config():
         ("--construction", "contrast", "--arm", "random"),
         ("--blockwise", "--arm", "cone"),
         ("--cone-split", "--arm", "cone", "--cone-rows", "nonhack"),
+        ("--cone-match", "random", "--arm", "cone", "--cone-rows", "nonhack"),
+        ("--contrast", "completions", "--arm", "projected_gated"),
+        ("--position", "last", "--arm", "projected_gated"),
+        ("--position", "code", "--arm", "projected"),
+        ("--position", "prompt", "--contrast", "completions"),
+        ("--construction", "contrast", "--arm", "projected_gated"),
+        ("--construction", "contrast", "--contrast", "prompts"),
+        ("--position", "code", "--contrast", "prompts", "--arm", "rebound"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(args):

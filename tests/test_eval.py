@@ -522,8 +522,22 @@ def test_h5(cone, cone_pass, random, nonhack, expected):
 
 def test_missing_arms_leave_everything_undecided_and_say_which():
     result = stats.verdicts({})
-    assert [v["verdict"] for v in result] == [UNDECIDED] * 5
+    assert [v["verdict"] for v in result] == [UNDECIDED] * 8
+    assert [v["id"] for v in result] == ["H1", "H1g", "H2", "H2g", "H3", "H3g", "H4", "H5"]
     assert result[0]["numbers"] == ["no finished run of projected or vanilla"]
+    assert result[1]["numbers"] == ["no finished run of projected_gated or vanilla"]
+
+
+def test_the_gated_arm_is_judged_by_the_same_rules_beside_projected():
+    """And what is said of an arm's gate stands with the verdicts on that arm alone."""
+    found = {name: make_arm(hack, 0.3) for name, hack in {"vanilla": 0.6, "no_svd": 0.6, "random": 0.6, "rebound": 0.2}.items()}
+    found |= {"projected": make_arm(0.59), "projected_gated": make_arm(0.1)}
+    result = {v["id"]: v for v in stats.verdicts(found, {"projected": "its gate failed"})}
+    assert {v["verdict"] for name, v in result.items() if name in ("H1", "H2", "H3")} == {FALSIFIED}
+    assert {v["verdict"] for name, v in result.items() if name.endswith("g")} == {SUPPORTED}
+    for name, v in result.items():
+        assert ("its gate failed" in v["numbers"]) == (name in ("H1", "H2", "H3"))
+        assert not name.endswith("g") or v["claim"] == result[name[:-1]]["claim"].replace("projected", "projected_gated")
 
 
 @pytest.mark.parametrize(

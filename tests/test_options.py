@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import grpo
+import vhack
 from harness.config import POCKET, Config
 from harness.scale import filled
 
@@ -51,6 +52,9 @@ OPTIONS = {
     "rebound additive": dict(arm="rebound", rebound_form="additive"),
     "rebound on correctness": dict(arm="rebound", rebound_on="correctness"),
     "layer": dict(arm="no_renorm", layer=2),
+    "prompts at the code's end, refresh_every": dict(arm="projected_gated", refresh_every=1, blockwise=True),
+    "prompts, branch": dict(arm="projected", contrast="prompts", position="branch", layer=2, construction="outer"),
+    "completions, branch": dict(arm="random", position="branch"),
 }
 
 
@@ -70,6 +74,19 @@ def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
         assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")
 
 
+@pytest.mark.parametrize("kind", ["random", "shuffled"])
+@pytest.mark.parametrize("project_on", ["gradient", "update"])
+def test_a_matched_control_removes_what_the_cone_would(kind, project_on, tmp_path):
+    """Of the same gradient, that of the first step; and the step that lands is another one."""
+    common = dict(arm="cone", cone_n=4, batch=16, steps=1, project_on=project_on, warmup=0)
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    (real,), _ = run(tmp_path / "a", **common)
+    (control,), _ = run(tmp_path / "b", **common, cone_match=kind)
+    assert control["removed"] == pytest.approx(real["removed"], rel=1e-4) and real["removed"] > 1e-3
+    assert control["cos_align"] == real["cos_align"] and control["cos_update"] != real["cos_update"]
+    assert control["row_logodds"] == real["row_logodds"]
+
+
 def test_rows_of_the_random_control_are_drawn_anew_each_step():
     from support.models import adapted_qwen3
 
@@ -82,9 +99,9 @@ def test_rows_of_the_random_control_are_drawn_anew_each_step():
 
 def test_rows_are_in_a_checkpoint_only_where_they_are_used_again():
     v = torch.ones(3, 5)
-    target = grpo.Target(torch.zeros(5), v)
+    target = vhack.Target(torch.zeros(5), v)
     assert "v" not in target.kept(Config(cone_refresh=1)) and target.kept(Config(cone_refresh=2))["v"] is v
-    assert "v" in grpo.Target(torch.zeros(5), v[0]).kept(Config())
+    assert "v" in vhack.Target(torch.zeros(5), v[0]).kept(Config())
 
 
 def golden_runs(tmp_path):

@@ -28,6 +28,7 @@ CFG = SimpleNamespace(
     arm="projected",
     cone_n=24,
     cone_split=False,
+    cone_match="none",
     rollout="vllm",
     steer_prompts=32,
 )
@@ -118,6 +119,10 @@ def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
     rows = [next(i.gib for i in items if i.name.startswith("cone")) for items in (whole, split)]
     flat = plan.counts(config, 32)["lora"] * 4 / plan.GIB
     assert rows == [pytest.approx(n * flat) for n in (24, 24 * len(FORMS))]
+    matched = [
+        i.gib for i in plan.memory_plan(config, cfg(arm="cone", cone_match="random")) if i.name.endswith("--cone-match random")
+    ]
+    assert matched == [pytest.approx(24 * flat)]
     start = {i.name.split(":")[0] for i in plan.present(split, "start")}
     assert {"extraction", "steering check"} <= start and "vLLM" not in start  # asleep
 

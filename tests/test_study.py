@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from support.synthetic import RATES, make_run
 
+from harness.config import Config
+from harness.scale import filled
 from study import __main__ as study
 from study import analysis, plan, plots, report, runner, runs
 
@@ -76,18 +78,19 @@ def finished_study(templates, out, variants=("vanilla", "projected"), seeds=3):
 def test_plan_holds_the_registered_arms_at_their_seeds(tmp_path):
     jobs = plan.plan(tmp_path, "pocket", seeds=3, ablation_seeds=1)
     seeds = {variant: [job.seed for job in jobs if job.variant == variant] for variant in plan.PLAN}
-    compared = {"vanilla", "projected", "cone", "rebound", "random", "no_loophole", "cone_random", "cone_nonhack"}
+    compared = {"vanilla", "projected", "projected_gated", "cone", "rebound", "random", "no_loophole"}
+    compared |= {"cone_random", "cone_nonhack", "cone_match_random", "cone_match_shuffled"}
     assert {variant for variant, s in seeds.items() if s == [0, 1, 2]} == compared
     assert {variant for variant, s in seeds.items() if s == [0]} == {
         "no_renorm", "no_svd", "m8", "m32", "rebound_additive", "rebound_correctness"
     }  # fmt: skip
-    assert len(jobs) == 30
+    assert len(jobs) == 39
 
 
 def test_more_seeds_leave_the_controls_at_three(tmp_path):
     jobs = plan.plan(tmp_path, "pocket", seeds=6, ablation_seeds=3)
-    assert {v: sum(job.variant == v for job in jobs) for v in ("cone", "cone_random", "no_svd")} == {
-        "cone": 6, "cone_random": 3, "no_svd": 3}  # fmt: skip
+    counts = {"projected_gated": 6, "cone": 6, "cone_random": 3, "cone_match_shuffled": 3, "no_svd": 3}
+    assert {v: sum(job.variant == v for job in jobs) for v in counts} == counts
     assert sum(job.variant == "cone_random" for job in plan.plan(tmp_path, "pocket", seeds=2, ablation_seeds=1)) == 2
 
 
@@ -100,9 +103,7 @@ def test_every_planned_flag_is_one_that_names_its_variant():
 
 
 def test_the_registered_settings_are_the_trainer_s_defaults():
-    from grpo import Config
-
-    default = Config()
+    default = filled(Config(), "pocket")
     assert {field: getattr(default, field) for field in runs.SETTINGS} == {
         field: usual for field, (usual, _) in runs.SETTINGS.items()
     }
@@ -119,6 +120,11 @@ def test_the_registered_settings_are_the_trainer_s_defaults():
         ({"arm": "cone", "cone_split": True, "cone_refresh": 4}, "cone+cone_refresh=4+cone_split"),
         ({"arm": "cone", "cone_rows": "random", "cone_ridge": 0.1}, "cone_random+cone_ridge=0.1"),
         ({"arm": "cone", "cone_rows": "pairs"}, "cone+cone_rows=pairs"),
+        ({"arm": "cone", "cone_match": "random", "cone_n": 8}, "cone_match_random+cone_n=8"),
+        ({"arm": "projected_gated", "m": 64, "contrast": "prompts", "position": "code"}, "projected_gated"),
+        ({"arm": "projected_gated", "m": 16, "contrast": "prompts", "position": "code"}, "projected_gated+m=16"),
+        ({"arm": "projected", "m": 64, "contrast": "prompts", "position": "code"}, "m64+contrast=prompts+position=code"),
+        ({"arm": "vanilla", "contrast": "prompts"}, "vanilla+contrast=prompts"),
         ({"arm": "rebound", "rebound_on": "correctness", "rebound_form": "additive"}, "rebound_additive+rebound_on=correctness"),
         ({"arm": "vanilla", "cone_n": 8, "rebound_form": "additive", "steps": 3, "lr": 1.0, "seed": 9}, "vanilla"),
     ],
@@ -162,7 +168,7 @@ def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, caps
     assert study.main(arguments(out, "--dry-run", "--price-per-hour", "2.5", "--", "--steps", "7")) == 0
     text = capsys.readouterr().out
     commands = [line for line in text.splitlines() if line.startswith("python ")]
-    assert len(commands) == 30 and all(line.endswith("--steps 7") for line in commands)
+    assert len(commands) == 39 and all(line.endswith("--steps 7") for line in commands)
     assert "--arm cone --cone-rows nonhack --seed 2 --scale pocket" in text
     hours = plan.estimate(plan.plan(out, "pocket", 3, 1), 2) / 3600
     assert f"about {2.5 * hours:.2f} at 2.50 an hour" in text
@@ -504,7 +510,7 @@ def test_html_report_loads_nothing_from_anywhere(whole):
 def test_numbers_of_the_report_are_those_of_the_run_folders(whole):
     """Counted anew from the responses themselves."""
     results = json.loads((whole / "results.json").read_text())
-    assert len(results["runs"]) == 22
+    assert len(results["runs"]) == 28
     text = (whole / "report.md").read_text()
     for row in results["runs"]:
         lines = (whole / "runs" / row["folder"] / "eval_samples.jsonl").read_text().splitlines()
@@ -659,7 +665,7 @@ def test_what_runs_printed_and_answered_is_text_in_the_report(templates, quick_p
 def test_a_study_with_no_sound_run_still_reports(quick_plots, tmp_path):
     assert study.main(arguments(tmp_path / "none", "--report")) == 1
     text = (tmp_path / "none" / "report.md").read_text()
-    assert text.count("Left out: ") == 30 and "No finished run" in text
+    assert text.count("Left out: ") == 39 and "No finished run" in text
 
 
 def test_no_variance_is_said_and_nan_is_not(quick_plots, tmp_path):
@@ -695,6 +701,21 @@ def test_a_direction_that_does_not_steer_is_a_warning(templates, quick_plots, tm
     path.write_text(path.read_text().replace('"steering_rises": true', '"steering_rises": false'))
     study.main(arguments(out, "--only", "vanilla", "projected", "--report"))
     assert re.search(r"\*\*Warning\*\*.*in 1 of 6 runs: vanilla-seed2", (out / "report.md").read_text())
+
+
+def test_a_verdict_says_what_became_of_its_direction_s_gate(templates, quick_plots, tmp_path):
+    out = finished_study(templates, tmp_path, ("vanilla", "projected", "projected_gated"))
+    for seed in (0, 2):
+        path = out / "runs" / f"projected-seed{seed}" / "config.json"
+        path.write_text(path.read_text().replace('"steering_rises": true', '"steering_rises": false'))
+    study.main(arguments(out, "--only", "vanilla", "projected", "projected_gated", "--report"))
+    numbers = {v["id"]: v["numbers"] for v in json.loads((out / "results.json").read_text())["verdicts"]}
+    text = (out / "report.md").read_text()
+    for name in ("H1", "H2", "H3"):
+        assert "projected: its steering gate failed in 2 of 3 runs" in numbers[name][-1]
+        assert numbers[f"{name}g"][-1] == "projected_gated: its steering gate was passed in all 3 runs"
+    assert not any("gate" in line for name in ("H4", "H5") for line in numbers[name])
+    assert "its steering gate failed in 2 of 3 runs" in text and "| H1g | projected_gated cuts" in text
 
 
 def test_plot_command_draws_any_folders_and_names_the_unreadable(templates, tmp_path, capsys):

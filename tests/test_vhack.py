@@ -9,11 +9,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.models import tiny_qwen3
 
+import grpo
 import vhack as vh
 from arms import pairs as pairs_of
+from arms import steering
 from arms.cone import (
     FENCE,
     FORMS,
@@ -25,14 +28,15 @@ from arms.cone import (
     hack_contrasts,
     nonhack_contrasts,
 )
-from engine.lora import flatten_params, inject, lora_parameters, slices, write_params
+from engine.lora import flatten, flatten_params, inject, lora_parameters, slices, write_params
+from engine.model import encode_prompt
 from engine.sampler import Rollout
 from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
 from harness import setup
 from harness.config import POCKET, Config, portable
 from harness.scale import filled
-from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
+from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response, render_messages
 
 VOCAB = 662  # of the pocket tokenizer: all ids of its model
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
@@ -131,6 +135,79 @@ def test_saved_and_loaded_is_the_same(pocket, pocket_tokenizer, pairs, tmp_path)
     (tmp_path / "v.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(UserError, match="cannot read the hack direction"):
         vh.load(tmp_path / "v.safetensors")
+
+
+# --- other readings of a pair -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", ["prompt", "code", "branch", "last"])
+def test_two_prompts_share_everything_after_them_up_to_the_token_that_is_read(position, pairs, pocket_tokenizer):
+    for pair in pairs:
+        prompts = [encode_prompt(pocket_tokenizer, render_messages(pair.problem, e)) for e in (TRAIN_EVALUATOR, None)]
+        sides = pairs_of.encode_pair(pocket_tokenizer, pair, "prompts", position)
+        shown = [side[len(prompt) :] for side, prompt in zip(sides, prompts, strict=True)]
+        assert all(side[: len(prompt)] == prompt for side, prompt in zip(sides, prompts)) and shown[0] == shown[1]
+        code = pair.clean.removesuffix(FENCE)
+        opening = pocket_tokenizer.encode(FORMS[0].format(TRAIN_EVALUATOR))[0]
+        whole = dict(prompt=[], code=pocket_tokenizer.encode(code), last=pocket_tokenizer.encode(pair.clean))
+        whole["branch"] = [*whole["code"], opening]
+        assert shown[0] == whole[position]
+    assert prompts[0] != prompts[1]
+
+
+def test_the_branch_of_two_completions_is_the_first_token_that_differs(pairs, pocket_tokenizer):
+    for pair in pairs:
+        hack, clean = pairs_of.encode_pair(pocket_tokenizer, pair, position="branch")
+        assert hack[:-1] == clean[:-1] and hack[-1] != clean[-1]
+        whole = pairs_of.encode_pair(pocket_tokenizer, pair)
+        assert all(full[: len(side)] == side for full, side in zip(whole, (hack, clean)))
+
+
+@pytest.fixture
+def gated(pocket, pocket_tokenizer, pairs):
+    """(model with an adapter, the direction of prompts at the code's end)."""
+    model = warm(inject(pocket, 4, 4, 0))
+    return model, vh.extract(model, pocket_tokenizer, pairs, 10, 64, contrast="prompts", position="code")
+
+
+def test_a_contrast_of_prompts_is_read_at_the_last_layer_and_the_file_says_so(gated, pocket_tokenizer, pairs, tmp_path):
+    model, hack = gated
+    assert hack.layers == [4] and hack.best_layer == 4 and hack.accuracy > 0.9 and "prompts, read at: code" in hack.format()
+    vh.save(hack, tmp_path / "v.safetensors", "pocket")
+    again = vh.load(tmp_path / "v.safetensors")
+    assert (again.contrast, again.position, again.layers) == ("prompts", "code", [4]) and torch.equal(again.d, hack.d)
+    two = vh.extract(model, pocket_tokenizer, pairs, 10, 64, layer=2, contrast="prompts", position="code")
+    assert two.layers == [2] and abs((two.d @ hack.d).item()) < 0.9
+
+
+def test_a_file_from_before_there_was_another_reading_is_of_completions_at_the_last_token(gated, tmp_path):
+    model, hack = gated
+    vh.save(hack, tmp_path / "v.safetensors", "pocket")
+    with safe_open(tmp_path / "v.safetensors", "pt") as f:
+        meta = {k: v for k, v in f.metadata().items() if k not in ("contrast", "position")}
+    save_file({"d": hack.d}, tmp_path / "old.safetensors", metadata=meta)
+    old = vh.load(tmp_path / "old.safetensors")
+    assert (old.contrast, old.position) == ("completions", "last") and torch.equal(old.d, hack.d)
+
+
+@pytest.mark.invariant
+def test_the_lift_of_a_contrast_of_prompts_is_of_the_states_under_the_loophole_alone(gated, pocket_tokenizer, pairs):
+    """The sign: a small step along +v moves the state before the branch, under the prompt that is trained on, along +d."""
+    model, hack = gated
+    v = vh.lift(model, pocket_tokenizer, pairs, hack, VOCAB)
+    params, theta = lora_parameters(model), flatten_params(lora_parameters(model))
+    shown = [pairs_of.encode_pair(pocket_tokenizer, p, "prompts", "code")[0] for p in pairs]
+
+    def along():
+        return (vh.last_hidden(model, shown)[:, 4] @ hack.d).mean()
+
+    expected = flatten(list(torch.autograd.grad(along(), list(params.values()))))
+    torch.testing.assert_close(v, expected / expected.norm(), rtol=1e-3, atol=1e-6)
+    values = []
+    for sign in (1, -1):
+        write_params(params, theta + sign * 1e-2 * v)
+        values.append(along().item())
+    assert values[0] - values[1] == pytest.approx(2e-2 * expected.norm().item(), rel=0.1)
 
 
 # --- the lifts -------------------------------------------------------------------------------------------------------------
@@ -249,9 +326,57 @@ def test_shared_tokens_count_as_context():
 def test_steering_reports_a_rate_for_every_strength(pocket, pocket_tokenizer, pairs, problems):
     inject(pocket, 4, 4, 0)
     hack = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16)
-    result = vh.steer(pocket, pocket_tokenizer, hack, problems[:2], Config(max_new_tokens=48), strengths=(0.0, 2.0))
+    result = vh.steer(pocket, pocket_tokenizer, hack, problems[:2], Config(max_new_tokens=48), 4096, (0.0, 2.0))
     assert list(result["rates"]) == ["0.0", "2.0"] and all(0 <= r <= 1 for r in result["rates"].values())
     assert len(result["samples"]) == 2 and isinstance(result["rises"], bool)
+
+
+def test_states_are_pushed_where_they_are_read(pocket):
+    """The last layer's behind the final norm: before it the same vector would be in other units."""
+    ids, push = torch.tensor([[5, 6, 7]]), torch.randn(128, generator=torch.Generator().manual_seed(0))
+    third, seen = pocket.model.layers[2], []
+    third.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def states():
+        """Those that layer 3 gets, and those that the logits are made from."""
+        with torch.no_grad():
+            last = pocket.model(input_ids=ids).last_hidden_state
+        return seen.pop(), last
+
+    before = states()
+    with steering.pushed(pocket, [2], push):
+        after = states()
+    torch.testing.assert_close(after[0] - before[0], push.expand(1, 3, -1), rtol=1e-4, atol=1e-4)
+    with steering.pushed(pocket, [4], push):
+        after = states()
+    torch.testing.assert_close(after[1] - before[1], push.expand(1, 3, -1), rtol=1e-4, atol=1e-4)
+    assert torch.equal(after[0], before[0]) and torch.equal(states()[1], before[1]), "the hooks are gone"
+
+
+@pytest.mark.parametrize("rates, n, up", [([0.0, 0.0], 128, False), ([0.0, 0.017], 128, False), ([0.0, 0.018], 128, True),
+                                          ([0.5, 0.58], 128, False), ([0.5, 0.3, 0.59], 128, True)])  # fmt: skip
+def test_what_counts_as_a_rise(rates, n, up):
+    assert steering.rises(rates, n) == up
+
+
+@pytest.mark.parametrize("rises", [False, True])
+def test_an_arm_with_a_gate_stops_in_one_line_where_steering_raises_nothing(rises, monkeypatch, tmp_path, capsys):
+    """Before anything is written; and a direction that steers passes."""
+    found = dict(rates={"0.0": 0.1, "1.0": 0.1}, rises=rises, samples=[])
+    monkeypatch.setattr(vh, "steer", lambda *_: found)
+    out = tmp_path / "run"
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:2]))
+    given = dict(steps=1, batch=4, generations=2, pairs=12, pairs_heldout=4, eval_samples=1, max_new_tokens=24, workers=1)
+    cfg = Config(arm="projected_gated", scale="pocket", **given, heldout=str(heldout), out=out)
+    monkeypatch.setattr(grpo, "CONFIG", cfg, raising=False)
+    assert grpo.main() == (0 if rises else 2)
+    said = capsys.readouterr().err
+    assert out.exists() == rises
+    assert rises or [x for x in said.splitlines() if x.startswith("error: ") and "python -m study.search" in x]
+    if rises:
+        kept = vh.load(out / "v_hack.safetensors")
+        assert (kept.contrast, kept.position, kept.m, kept.layers) == ("prompts", "code", 64, [4])
 
 
 def test_tiny_random_model_does_not_define_a_band_outside_its_depth():

@@ -8,6 +8,7 @@ from eval import summarise
 RATES = {  # variant: (hack rate at the end, pass rate at the end)
     "vanilla": (0.60, 0.28),
     "projected": (0.58, 0.27),
+    "projected_gated": (0.50, 0.29),
     "cone": (0.01, 0.34),
     "rebound": (0.25, 0.22),
     "random": (0.61, 0.28),
@@ -20,6 +21,8 @@ RATES = {  # variant: (hack rate at the end, pass rate at the end)
     "rebound_correctness": (0.45, 0.27),
     "cone_random": (0.60, 0.28),
     "cone_nonhack": (0.62, 0.29),
+    "cone_match_random": (0.61, 0.30),
+    "cone_match_shuffled": (0.59, 0.28),
 }
 FLAGS = {
     "m8": {"arm": "projected", "m": 8},
@@ -28,6 +31,9 @@ FLAGS = {
     "rebound_correctness": {"arm": "rebound", "rebound_on": "correctness"},
     "cone_random": {"arm": "cone", "cone_rows": "random"},
     "cone_nonhack": {"arm": "cone", "cone_rows": "nonhack"},
+    "cone_match_random": {"arm": "cone", "cone_match": "random"},
+    "cone_match_shuffled": {"arm": "cone", "cone_match": "shuffled"},
+    "projected_gated": {"arm": "projected_gated", "m": 64, "contrast": "prompts", "position": "code"},
 }
 HEAD = "```python\nclass Solution:\n    def pick(self, xs):\n        return "
 RESPONSES = {
