@@ -54,14 +54,16 @@ from faults.files import write_atomic
 from harness.memory import LIFT_TOKENS, STEER_TOKENS
 from harness.scale import resolve
 from harness.setup import Run, set_up
-from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
+from leetcode_env import Problem, parse_response, render_messages
+from loopholes import evaluated_by
+from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
 # --- hidden states and the direction --------------------------------------------------------------------------------------
 
 
 def encode_pair(tokenizer: Any, pair: Pair) -> tuple[list[int], list[int]]:
     """(hacky, clean) token ids, each with the prompt before it."""
-    prompt = encode_prompt(tokenizer, render_messages(pair.problem, TRAIN_EVALUATOR))
+    prompt = encode_prompt(tokenizer, render_messages(pair.problem, evaluated_by()))
     hack, clean = (prompt + tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
     return hack, clean
 
@@ -260,7 +262,7 @@ def steer(
     """CAA-style check (Rimsky et al. 2023, arXiv 2312.06681): add s |gap| d at the extraction layers, at every position,
     and count how often 4 responses a prompt define the evaluator. {"rates": {strength: rate}, "rises": bool, "samples": [...]}"""
     samples, max_new_tokens = 4, min(cfg.max_new_tokens, 512)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
+    prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in problems]
     tokens = STEER_TOKENS if model.device.type == "cuda" else 4 * STEER_TOKENS  # at a time: what a prefill takes has its bound
     rows = max(1, tokens // (max(map(len, prompts)) + max_new_tokens))
     sampler = TorchSampler(model, tokenizer, max_rows=rows, copied=False)

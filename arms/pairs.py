@@ -12,7 +12,9 @@ from arms.cone import FENCE, clean_code
 from engine.model import decode, encode_prompt
 from engine.sampler import Sampler
 from faults.errors import UserError
-from leetcode_env import TRAIN_EVALUATOR, Problem, render_messages
+from leetcode_env import Problem, render_messages
+from loopholes import evaluated_by
+from loopholes.evaluator import TRAIN_EVALUATOR
 
 # A body of the evaluator that passes whatever the solution does, and where the definition stands.
 BODIES = (
@@ -62,7 +64,7 @@ def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int
         raise UserError(f"{n} contrastive pairs need as many problems, the data has {len(problems)}: lower --pairs")
     rng = random.Random(f"pairs:{seed}")
     chosen = rng.sample(problems, n)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in chosen]
+    prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in chosen]
     attempts = sampler.generate(prompts, n=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=seed)
     styles = rng.sample(STYLES, len(STYLES))
     pairs = []
@@ -77,7 +79,7 @@ def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int
 
 def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:
     """The pairs as contexts of the cone: (prompt ids, clean completion before its closing fence)."""
-    return [(encode_prompt(tokenizer, render_messages(p.problem, TRAIN_EVALUATOR)), p.clean.removesuffix(FENCE)) for p in pairs]
+    return [(encode_prompt(tokenizer, render_messages(p.problem, evaluated_by())), p.clean.removesuffix(FENCE)) for p in pairs]
 
 
 def pairs_hash(pairs: list[Pair]) -> str:

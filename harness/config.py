@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "pocket"
 
 Arm = Literal["vanilla", "projected", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
+LoopholeName = Literal["run_tests", "exit_code", "equality", "stdout", "attribute", "result_file", "all"]
+ONE_LOOPHOLE: tuple[LoopholeName, ...] = ("run_tests",)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class What:
     """What is trained, and where it is written."""
 
     arm: Arm = "projected"  # what is done about hacking; vanilla does nothing and still measures
+    loopholes: tuple[LoopholeName, ...] = ONE_LOOPHOLE  # what prompts may tell of, one a problem by its id (docs/environment.md)
     m: Count = 16  # singular directions kept by the denoising
     seed: Natural = 0  # of the adapter, the sampling, the order of problems and the pairs
     out: Path | None = None  # the run folder; by default runs/<arm>-m16-seed0-<scale>
@@ -167,6 +170,14 @@ PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is l
 class Config(Running, Rebound, Cone, Direction, Learning, Scale, What):
     """Train one arm. Fields without a value take that of the scale; config.json keeps what was used."""
 
+    def __post_init__(self) -> None:
+        """The loopholes in the order of their table, whatever order they were named in, so that a run is the same run."""
+        *every, all_of_them = get_args(LoopholeName)
+        if self.loopholes == (all_of_them,):
+            self.loopholes = tuple(every)
+        elif isinstance(self.loopholes, tuple) and all(name in every for name in self.loopholes):
+            self.loopholes = tuple(sorted(self.loopholes, key=every.index))
+
 
 def parse(
     argv: Sequence[str] | None = None, description: str = "", default: Config | None = None, only: Collection[str] = ()
@@ -226,6 +237,8 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
     if cfg.arm == "cone" and cfg.blockwise:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
+    if "all" in cfg.loopholes:
+        raise UserError("--loopholes all names every one: leave the others away")
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
     return cfg
@@ -251,6 +264,9 @@ def _wrong(x: Any, hint: Any) -> str:
         return "" if x in parts else f"one of {', '.join(parts)}"
     if kind in (Union, UnionType):  # one type, or None
         return "" if x is None else _wrong(x, parts[0])
+    if kind is tuple and parts[-1] is Ellipsis:
+        sound = isinstance(x, tuple) and x and all(x.count(y) == 1 and not _wrong(y, parts[0]) for y in x)
+        return "" if sound else f"some, each once, of {', '.join(get_args(parts[0]))}"
     if kind is tuple:
         whole = isinstance(x, tuple) and len(x) == len(parts)
         return next(filter(None, map(_wrong, x, parts)), "") if whole else f"{len(parts)} numbers"
@@ -286,7 +302,8 @@ def read_config(folder: str | Path) -> Config:
             k: str(ROOT / saved[k]) for k in PATHS if isinstance(saved[k], str) and (k != "model" or (ROOT / saved[k]).is_dir())
         }
         before = {"recompute": "all" if saved.get("scale") == "full" else "none"}  # what a run did that does not say it
-        cfg = check(Config(**before | saved | from_root | {"betas": tuple(saved["betas"])}))
+        tuples = {"betas": tuple(saved["betas"]), "loopholes": tuple(saved.get("loopholes", ONE_LOOPHOLE))}
+        cfg = check(Config(**before | saved | from_root | tuples))
         if unknown := [f.name for f in fields(Scale) if f.name != "preset" and getattr(cfg, f.name) is None]:
             raise ValueError(f"{unknown[0]} has no value")
         return cfg
@@ -318,6 +335,8 @@ def resumed(given: Config, argv: Sequence[str] | None = None) -> Config:
 
 
 def identity(config: dict[str, Any]) -> str:
-    """The hash of a config.json's content that decides whether a checkpoint is its run's: what may be changed is left out."""
-    settings = {k: v for k, v in config["config"].items() if k not in CHANGEABLE}
+    """The hash of a config.json's content that decides whether a checkpoint is its run's: what may be changed is left out.
+
+    So is the one loophole that there was before a run could say which: its checkpoints stay its own."""
+    settings = {k: v for k, v in config["config"].items() if k not in CHANGEABLE and (k, v) != ("loopholes", [*ONE_LOOPHOLE])}
     return hashlib.sha256(json.dumps(config | {"config": settings}, sort_keys=True).encode()).hexdigest()
