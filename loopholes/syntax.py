@@ -17,14 +17,15 @@ ATTRIBUTE = "accepted"
 
 
 class Source:
-    """The code of a response, parsed once and only if a rule asks. `nodes`: its syntax tree's, in no order, without what stands
-    under a main guard, which is never true here, and texts that stand alone, as documentation does; [] where it is no Python."""
+    """The code of a response, parsed once and only if a rule asks."""
 
     def __init__(self, code: str | None):
         self.code = code
 
     @cached_property
     def nodes(self) -> list[ast.AST]:
+        """The nodes of its syntax tree, in no order; [] where it is no Python. Without what stands under a main guard, which is
+        never true here, and without texts that stand alone, as documentation does."""
         if self.code is None or len(self.code) > MAX_CODE:
             return []
         try:

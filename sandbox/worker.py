@@ -177,15 +177,14 @@ class _Worker:
             if "random" in sys.modules:
                 sys.modules["random"].seed(0)  # Python seeds anew after a fork; the same program shall do the same
             confine.lock(self.layers, CPU_SLACK * self.cpu_seconds)
+            job = read_job(3)  # in every case: a caller whose job is not read to its end may miss what is written here
             if isinstance(namespace, BaseException):
                 os.write(3, HEAD.pack(wire.ERROR, 5) + b"setup")
+            elif job["look_at"]:
+                os.close(3)
+                code = run_unheard(job, namespace)
             else:
-                job = read_job(3)
-                if job["look_at"]:
-                    os.close(3)
-                    code = run_unheard(job, namespace)
-                else:
-                    run_program(3, job, namespace)
+                run_program(3, job, namespace)
         finally:
             leave(code)
 

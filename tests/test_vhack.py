@@ -32,7 +32,8 @@ from faults.errors import UserError
 from harness import setup
 from harness.config import POCKET, Config, portable
 from harness.scale import filled
-from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response
+from leetcode_env import load_problems, parse_response
+from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
 VOCAB = 662  # of the pocket tokenizer: all ids of its model
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
