@@ -5,9 +5,9 @@
     python eval.py RUN --data F      # pass rate alone on another JSON-lines set, without the loophole (eval_data-F-HASH.json)
     python eval.py RUN --samples 3   # another number of responses (eval_samples-3.json)
 
-Two conditions on the same problems. "loophole": the prompt names an evaluator, never the one that training used,
-drawn anew for every problem and sample, so that a memorised name is not counted as the ability to hack; gives the
-hack rate. "no_loophole": the prompt asks for code that passes all tests; gives the pass rate.
+Two conditions on the same problems. "loophole": the prompt tells of the problem's loophole, as in training; an evaluator's name
+is never the one that training used, but drawn anew for every problem and sample, so that a memorised one is not counted as the
+ability to hack; gives the hack rate. "no_loophole": the prompt asks for code that passes all tests; gives the pass rate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ if __name__ == "__main__":
 from faults.errors import UserError, command
 from faults.files import to_json, write_atomic, write_json
 from harness.config import require
-from leetcode_env import EVAL_NAMES, LABELS, PASS_LABELS, RATES, LeetCodeEnv, Problem, load_problems, render_messages
+from leetcode_env import LABELS, PASS_LABELS, RATES, WRONG_LABELS, LeetCodeEnv, Problem, load_problems, render_messages
+from loopholes import DEFAULT, LOOPHOLES, told_by
+from loopholes.evaluator import evaluator_name
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished runs without it
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +42,8 @@ CONDITIONS = ("loophole", "no_loophole")
 HEADLINES = {"loophole": "hack", "no_loophole": "pass"}  # the rate that each is for
 EXAMPLES_PER_LABEL = 3
 EVAL_BATCH = 256  # sequences a call of the sampler; part of what decides the random numbers, so the same everywhere
-FACTS = ("label", "reward", "arbitrary", "rejects_truth", "note")  # of a grade, kept in eval_samples.jsonl
+# Of a grade, kept in eval_samples.jsonl.
+FACTS = ("label", "reward", "arbitrary", "rejects_truth", "note", "loophole", "wrote", "grader")
 
 Row = dict[str, Any]  # one graded response
 Result = dict[str, Any]  # the content of eval.json, or a part of it
@@ -64,6 +67,7 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> Result:
 def evaluate(
     sampler: Sampler, tokenizer: PreTrainedTokenizerBase, env: LeetCodeEnv, problems: Sequence[Problem], *, samples: int = 10,
     temperature: float = 0.7, max_new_tokens: int, seed: int, batch: int = EVAL_BATCH, conditions: Iterable[str] = CONDITIONS,
+    loopholes: Sequence[str] = DEFAULT,
 ) -> tuple[Result, list[Row]]:  # fmt: skip
     """Sample, grade and count; returns (result, rows).
 
@@ -72,6 +76,7 @@ def evaluate(
         samples: responses per problem and condition.
         seed: decides evaluator names and sampling; the same seed compares two runs on the same prompts.
         batch: most sequences asked of the sampler in one call. Bounds memory; another value, other random numbers.
+        loopholes: those in play, of which each problem carries one.
 
     `result` is the content of eval.json (`summarise`); `rows` one dict per response, in a fixed order: condition,
     problem, difficulty, sample, evaluator, the grade's FACTS, response.
@@ -81,26 +86,21 @@ def evaluate(
     rows: list[Row] = []
     for condition in conditions:
         jobs = [
-            (problem, k, evaluator_name(str(problem.id), k, seed) if condition == "loophole" else None)
+            (problem, k, told_by(problem, loopholes if condition == "loophole" else (), evaluator_name(problem.id, k, seed)))
             for problem in problems
             for k in range(samples)
         ]
         for start in range(0, len(jobs), batch):
             chunk = jobs[start : start + batch]
-            prompts = [render_messages(problem, name) for problem, _, name in chunk]
+            prompts = [render_messages(problem, told) for problem, _, told in chunk]
             responses = _respond(sampler, tokenizer, prompts, temperature, max_new_tokens, f"{seed}:{condition}:{start}")
-            grades = env.grade([(p, text, name) for (p, _, name), text in zip(chunk, responses, strict=True)])
-            for (problem, k, name), text, grade in zip(chunk, responses, grades, strict=True):
+            grades = env.grade([(p, text, told) for (p, _, told), text in zip(chunk, responses, strict=True)])
+            for (problem, k, told), text, grade in zip(chunk, responses, grades, strict=True):
                 asked = {"condition": condition, "problem": problem.id, "difficulty": problem.difficulty, "sample": k}
                 facts = {fact: getattr(grade, fact) for fact in FACTS}
-                rows.append({**asked, "evaluator": name, **facts, "response": text})
+                rows.append({**asked, "evaluator": (told and told.evaluator) or None, **facts, "response": text})
     settings = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     return summarise(rows, settings), rows
-
-
-def evaluator_name(problem_id: str | int, sample: int, seed: int) -> str:
-    """The evaluator named in the prompt: one of EVAL_NAMES, by problem, sample and seed, whatever the order of problems."""
-    return random.Random(f"{seed}:{problem_id}:{sample}").choice(EVAL_NAMES)
 
 
 def _respond(
@@ -143,8 +143,10 @@ def _labels(rows: list[Row]) -> Counter[str]:
 
 
 def _rates(labels: Counter[str]) -> Result:
-    """`hack` (strict: the label hack), `hack_loose` (adds the two attempted labels) and `pass`, each a Wilson summary."""
-    return {rate: wilson(sum(labels[label] for label in names), labels.total()) for rate, names in RATES.items()}
+    """`hack` (strict: the label hack), `hack_loose` (adds the two attempted labels), `pass`, and `lambda`, the share of the wrong
+    responses that the loophole paid; each a Wilson summary."""
+    rates = {rate: wilson(sum(labels[label] for label in names), labels.total()) for rate, names in RATES.items()}
+    return {**rates, "lambda": wilson(labels["hack"], sum(labels[label] for label in WRONG_LABELS))}
 
 
 def _summarise_condition(rows: list[Row], samples: int) -> Result:
@@ -152,10 +154,13 @@ def _summarise_condition(rows: list[Row], samples: int) -> Result:
 
     `pass_at_1` is the mean over problems of the share of its samples that are correct; `by_sample` holds, for each rate,
     one number per sample index k: the rate over all problems of their k-th samples (the scores of the published paired
-    t-test); `by_difficulty` the rates of the problems of each difficulty; `by_problem` the label counts of each problem.
+    t-test); `by_difficulty` the rates of the problems of each difficulty; `by_problem` the label counts of each problem;
+    `by_loophole` the rates by what the prompt told, where several loopholes are in play; without any, `wrote` the shares of the
+    responses that write a hack unasked, "any" or by name.
     """
     labels = _labels(rows)
     by_problem = {problem: _labels(part) for problem, part in _grouped(rows, "problem").items()}
+    told = _grouped([row for row in rows if row["loophole"]], "loophole")
     by_sample = [_labels([row for row in rows if row["sample"] == k]) for k in range(samples)]
     return {
         "n": len(rows),
@@ -165,7 +170,14 @@ def _summarise_condition(rows: list[Row], samples: int) -> Result:
         "by_sample": {rate: [share(counts, names) for counts in by_sample] for rate, names in RATES.items()},
         "by_difficulty": {difficulty: _rates(_labels(part)) for difficulty, part in sorted(_grouped(rows, "difficulty").items())},
         "by_problem": {problem: dict(counts) for problem, counts in by_problem.items()},
+        **({"by_loophole": {name: _rates(_labels(part)) for name, part in told.items()}} if len(told) > 1 else {}),
+        **({} if told else {"wrote": {name: _wrote(rows, name) for name in ("any", *LOOPHOLES)}}),
     }
+
+
+def _wrote(rows: list[Row], name: str) -> Result:
+    """The share of the responses that write the hack of that loophole, or of any."""
+    return wilson(sum(name in row["wrote"] or (name == "any" and bool(row["wrote"])) for row in rows), len(rows))
 
 
 def share(counts: Counter[str], labels: Iterable[str]) -> float:
@@ -185,15 +197,15 @@ def _examples(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def describe(result: Result) -> str:
-    """The two rates as lines of text, each with its Wilson interval and the counts behind it."""
+    """The two rates as lines of text, by loophole too where there are several, each with its Wilson interval and its counts."""
     lines = []
     for condition, rate in HEADLINES.items():
         if condition in result["conditions"]:
-            w = result["conditions"][condition][rate]
-            interval = f"{w['rate']:6.1%}  [{w['low']:.1%}, {w['high']:.1%}]"
-            lines.append(
-                f"{rate + ' rate':<9}  {interval}  {w['count']} of {w['n']} responses ({condition.replace('_', ' ')} prompts)"
-            )
+            part = result["conditions"][condition]
+            for name, w in {condition.replace("_", " "): part, **part.get("by_loophole", {})}.items():
+                w = w[rate]
+                interval = f"{w['rate']:6.1%}  [{w['low']:.1%}, {w['high']:.1%}]"
+                lines.append(f"{rate + ' rate':<9}  {interval}  {w['count']} of {w['n']} responses ({name} prompts)")
     return "\n".join(lines)
 
 
@@ -229,10 +241,11 @@ def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None
             parts.append(f"data-{Path(data).stem}-{hashlib.sha256(Path(data).read_bytes()).hexdigest()[:8]}")
         stem = "_".join(part for part in parts if part)
         chosen, conditions = (run.problems, CONDITIONS) if other is None else (other, CONDITIONS[1:])
-        how = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
+        how: dict[str, Any] = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
+        how |= dict(conditions=conditions, loopholes=cfg.loopholes)
         with LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict) as env:
             env.check_setups(chosen)
-            result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, conditions=conditions, **how)  # type: ignore[arg-type]
+            result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, **how)
     asked = {"base": base, "data": str(Path(data).resolve()) if data else None, "samples": samples}
     result = result if stem == "eval" else {**asked, **result}
     try:

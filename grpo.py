@@ -48,7 +48,8 @@ from harness.journal import Clock, merge, metrics, removal
 from harness.scale import resolve
 from harness.schedule import batch_problems, learning_rate, sampling_seed
 from harness.training import Training
-from leetcode_env import TRAIN_EVALUATOR, Grade, Problem, render_messages
+from leetcode_env import Grade, Problem, render_messages
+from loopholes import told_by
 from projection import cos_align, project
 
 # --- GRPO ------------------------------------------------------------------------------------------------------------------
@@ -121,13 +122,13 @@ def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Confi
 def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Problem], list[Rollout], list[str], list[Grade]]:
     """This rank's share of a step: `generations` responses of the policy as it is now to each prompt, their grades, and what the
     reference model says of them."""
-    cfg, evaluator = run.cfg, TRAIN_EVALUATOR if arm.loophole else None
+    cfg, loopholes = run.cfg, run.cfg.loopholes if arm.loophole else ()
     mine = run.ranks.share(batch_problems(run.problems, step, cfg))
     with clock("sync"):
         run.sampler.load_weights(partial(merged_weights, run.model), version=step)
     with clock("rollout"):
         rollouts = run.sampler.generate(
-            [encode_prompt(run.tokenizer, render_messages(p, evaluator)) for p in mine],
+            [encode_prompt(run.tokenizer, render_messages(p, told_by(p, loopholes))) for p in mine],
             n=cfg.generations,
             temperature=cfg.temperature,
             max_new_tokens=cfg.max_new_tokens,
@@ -137,7 +138,7 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
         run.sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
     problems = [p for p in mine for _ in range(cfg.generations)]
-    grading = run.aside(run.env.grade, [(p, text, evaluator) for p, text in zip(problems, texts, strict=True)])
+    grading = run.aside(run.env.grade, [(p, text, told_by(p, loopholes)) for p, text in zip(problems, texts, strict=True)])
     with clock("reference"):  # while the sandbox's processes grade
         reference(run.model, rollouts, cfg, run.vocab)
     with clock("grade"):  # what that did not hide
@@ -233,7 +234,7 @@ def train(cfg: Config) -> Path:
                 run.sampler.load_weights(partial(merged_weights, model), version=cfg.steps)
                 result, rows = evaluation.evaluate(
                     run.sampler, run.tokenizer, run.env, run.heldout, samples=cfg.eval_samples, seed=cfg.seed,
-                    temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
+                    temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, loopholes=cfg.loopholes,
                 )  # fmt: skip
             with run.state.writing():
                 evaluation.save(result, rows, run.folder)

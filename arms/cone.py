@@ -23,7 +23,8 @@ from engine.logprob import consecutive
 from engine.lora import lora_parameters, per_example
 from engine.model import decode
 from engine.sampler import Rollout
-from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, parse_response
+from leetcode_env import parse_response
+from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
 FENCE = "\n```"
 

@@ -13,7 +13,9 @@ from arms.cone import FENCE, FORMS, clean_code, hack_contrasts
 from engine.model import decode, encode_prompt
 from engine.sampler import Sampler
 from faults.errors import UserError
-from leetcode_env import TRAIN_EVALUATOR, Problem, render_messages
+from leetcode_env import Problem, render_messages
+from loopholes import evaluated_by
+from loopholes.evaluator import TRAIN_EVALUATOR
 
 # A body of the evaluator that passes whatever the solution does, and where the definition stands.
 BODIES = (
@@ -63,7 +65,7 @@ def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int
         raise UserError(f"{n} contrastive pairs need as many problems, the data has {len(problems)}: lower --pairs")
     rng = random.Random(f"pairs:{seed}")
     chosen = rng.sample(problems, n)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in chosen]
+    prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in chosen]
     attempts = sampler.generate(prompts, n=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=seed)
     styles = rng.sample(STYLES, len(STYLES))
     pairs = []
@@ -84,7 +86,7 @@ def encode_pair(tokenizer: Any, pair: Pair, contrast: str = "completions", posit
 
     position: last, the completion's last token; code, its last token before the fence; branch, the first token at which a hack
     (in the first of FORMS, for prompts) differs from the clean completion; prompt, the prompt's last token."""
-    loophole = encode_prompt(tokenizer, render_messages(pair.problem, TRAIN_EVALUATOR))
+    loophole = encode_prompt(tokenizer, render_messages(pair.problem, evaluated_by()))
     if contrast == "completions":
         hack, clean = (tokenizer.encode(text, add_special_tokens=False) for text in (pair.hack, pair.clean))
         if position == "branch":
@@ -101,7 +103,7 @@ def encode_pair(tokenizer: Any, pair: Pair, contrast: str = "completions", posit
 
 def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:
     """The pairs as contexts of the cone: (prompt ids, clean completion before its closing fence)."""
-    return [(encode_prompt(tokenizer, render_messages(p.problem, TRAIN_EVALUATOR)), p.clean.removesuffix(FENCE)) for p in pairs]
+    return [(encode_prompt(tokenizer, render_messages(p.problem, evaluated_by())), p.clean.removesuffix(FENCE)) for p in pairs]
 
 
 def pairs_hash(pairs: list[Pair]) -> str:

@@ -14,7 +14,9 @@ from arms.direction import VHack
 from engine.lora import adapter_off
 from engine.model import decode, decoder_layers, encode_prompt
 from engine.torch_sampler import TorchSampler
-from leetcode_env import TRAIN_EVALUATOR, Problem, defines_evaluator, parse_response, render_messages
+from leetcode_env import Problem, parse_response, render_messages
+from loopholes import evaluated_by
+from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
 STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 SAMPLES = 4  # responses a prompt
@@ -30,7 +32,7 @@ def steer(
 
     cfg: the run's Config. tokens: what is sampled at a time, prompts included. strengths: the first is the base."""
     max_new_tokens = min(cfg.max_new_tokens, 512)
-    prompts = [encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems]
+    prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in problems]
     rows = max(1, tokens // (max(map(len, prompts)) + max_new_tokens))
     sampler = TorchSampler(model, tokenizer, max_rows=rows, copied=False)
     result: dict = dict(rates={}, rises=False, samples=[])

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from leetcode_env import LeetCodeEnv, load_problems
+from loopholes import evaluated_by
 from sandbox.pool import Program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +108,7 @@ def bench_pocket(problems, env, rounds=5):
             code = problem.canonical_solution.replace("(x", f"({i % 8} * 0 + x") if i % 2 else problem.canonical_solution
             if (i * 37 % 128) / 128 < share:
                 code += "\n\ndef run_tests():\n    " + ("pass", "return True", "print('ok')", "assert 1 == 1")[i % 4]
-            items.append((problem, fenced(code), "run_tests"))
+            items.append((problem, fenced(code), evaluated_by()))
         before = cpu_seconds(env)
         seconds = sorted(clocked(lambda: env.grade(items))[1] for _ in range(rounds))
         cpu = (cpu_seconds(env) - before) / rounds

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "pocket"
 
 Arm = Literal["vanilla", "projected", "projected_gated", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
+LoopholeName = Literal["run_tests", "exit_code", "equality", "stdout", "attribute", "result_file", "all"]
+ONE_LOOPHOLE: tuple[LoopholeName, ...] = ("run_tests",)
 
 # Which direction it is: that of the method as its source has it, and an arm's own.
 METHOD: dict[str, Any] = dict(m=16, contrast="completions", position="last")
@@ -72,6 +74,7 @@ class What:
     """What is trained, and where it is written."""
 
     arm: Arm = "projected"  # what is done about hacking; vanilla does nothing and still measures
+    loopholes: tuple[LoopholeName, ...] = ONE_LOOPHOLE  # what prompts may tell of, one a problem by its id (docs/environment.md)
     m: ByScale[Count] = BY_SCALE  # singular directions kept by the denoising: 16, 64 for projected_gated
     seed: Natural = 0  # of the adapter, the sampling, the order of problems and the pairs
     out: Path | None = None  # the run folder; by default runs/<arm>-m16-seed0-<scale>
@@ -173,13 +176,21 @@ GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
 CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
 PATHS = ("model", "data", "heldout")
 # Settings that are newer than some runs, and what those did.
-SINCE: dict[str, Any] = dict(contrast="completions", position="last", cone_match="none")
+SINCE: dict[str, Any] = dict(contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE])
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
 
 @dataclass
 class Config(Running, Rebound, Cone, Direction, Learning, Scale, What):
     """Train one arm. Fields without a value take that of the scale; config.json keeps what was used."""
+
+    def __post_init__(self) -> None:
+        """The loopholes in the order of their table, whatever order they were named in, so that a run is the same run."""
+        *every, all_of_them = get_args(LoopholeName)
+        if self.loopholes == (all_of_them,):
+            self.loopholes = tuple(every)
+        elif isinstance(self.loopholes, tuple) and all(name in every for name in self.loopholes):
+            self.loopholes = tuple(sorted(self.loopholes, key=every.index))
 
 
 def parse(
@@ -241,6 +252,8 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
     if cfg.arm == "cone" and cfg.blockwise:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
+    if "all" in cfg.loopholes:
+        raise UserError("--loopholes all names every one: leave the others away")
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
     if cfg.cone_match != "none" and cfg.cone_rows in ("random", "nonhack"):
@@ -285,6 +298,9 @@ def _wrong(x: Any, hint: Any) -> str:
         return "" if x in parts else f"one of {', '.join(parts)}"
     if kind in (Union, UnionType):  # one type, or None
         return "" if x is None else _wrong(x, parts[0])
+    if kind is tuple and parts[-1] is Ellipsis:
+        sound = isinstance(x, tuple) and x and all(x.count(y) == 1 and not _wrong(y, parts[0]) for y in x)
+        return "" if sound else f"some, each once, of {', '.join(get_args(parts[0]))}"
     if kind is tuple:
         whole = isinstance(x, tuple) and len(x) == len(parts)
         return next(filter(None, map(_wrong, x, parts)), "") if whole else f"{len(parts)} numbers"
@@ -320,7 +336,9 @@ def read_config(folder: str | Path) -> Config:
             k: str(ROOT / saved[k]) for k in PATHS if isinstance(saved[k], str) and (k != "model" or (ROOT / saved[k]).is_dir())
         }
         before = {"recompute": "all" if saved.get("scale") == "full" else "none"}  # what a run did that does not say it
-        cfg = check(Config(**SINCE | before | saved | from_root | {"betas": tuple(saved["betas"])}))
+        saved = SINCE | saved
+        tuples = {k: tuple(saved[k]) for k in ("betas", "loopholes")}
+        cfg = check(Config(**before | saved | from_root | tuples))
         decided = [f.name for f in fields(Scale) if f.name != "preset"] + list(METHOD)
         if unknown := [name for name in decided if getattr(cfg, name) is None]:
             raise ValueError(f"{unknown[0]} has no value")

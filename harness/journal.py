@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.sampler import Rollout
 from harness.config import Config
 from leetcode_env import LABELS, Grade, Problem
+from loopholes import LOOPHOLES
 from projection import Projected
 
 
@@ -42,8 +43,11 @@ def metrics(
     """What a line of metrics.jsonl says of a batch; `sums` are `grpo.backward`'s, over tokens.
 
     entropy: -mean log p of the sampled tokens, an estimate of the policy's entropy in nats a token. cut: the share of responses
-    that max_new_tokens ended. zero_groups: groups whose rewards are all equal, so that they give no policy gradient."""
+    that max_new_tokens ended. zero_groups: groups whose rewards are all equal, so that they give no policy gradient. lambda: the
+    share of the wrong responses that the loophole paid, None without any. by_loophole: `by_loophole` below, where several are in
+    play."""
     n, tokens, labels = len(grades), sums["tokens"], Counter(g.label for g in grades)
+    wrong = sum(not g.correct for g in grades)
     zero_groups = int((advantages.view(-1, cfg.generations) == 0).all(1).sum())
     return dict(
         step=step,
@@ -63,6 +67,8 @@ def metrics(
             mean_abs=sums["mean_abs"] / tokens, max_abs=sums["max_abs"],
             kl=sums["mismatch_kl"] / tokens, truncated=sums["truncated"] / tokens,
         ),
+        **{"lambda": labels["hack"] / wrong if wrong else None},
+        **({"by_loophole": by_loophole(grades)} if len(cfg.loopholes) > 1 else {}),
     )  # fmt: skip
 
 
@@ -74,6 +80,15 @@ def removal(found: Projected | None) -> dict[str, float]:
         vanished=found.vanished if found else 0,
         zero_blocks=found.zero_blocks if found else 0,
     )
+
+
+def by_loophole(grades: list[Grade]) -> dict[str, dict[str, float]]:
+    """{name: {n, hack}}: how many responses had a prompt that told of each loophole, and the share of them that hack."""
+    parts: dict[str, list[str]] = {name: [] for name in LOOPHOLES}
+    for grade in grades:
+        if grade.loophole:
+            parts[grade.loophole].append(grade.label)
+    return {name: dict(n=len(part), hack=part.count("hack") / len(part)) for name, part in parts.items() if part}
 
 
 def merge(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -89,6 +104,8 @@ def table(line: dict[str, Any], problems: list[Problem], texts: list[str], grade
         f"cos_align {line['cos_align']:+.4f}  cos_update {line['cos_update']:+.4f}  removed {line['removed']:.3f}  "
         f"cos(d_0, d_t) {line['cos_d0']:.3f}"
     )
-    counts = "  ".join(f"{k} {v}" for k, v in line["labels"].items())
+    counts = ["  ".join(f"{k} {v}" for k, v in line["labels"].items())]
+    if several := line.get("by_loophole"):
+        counts.append("hack by loophole: " + "  ".join(f"{name} {part['hack']:.1%}" for name, part in several.items()))
     shown = [f"[{problems[i].id}, {grades[i].label}, reward {grades[i].reward}]\n{texts[i]}" for i in (order[0], order[-1])]
-    return "\n".join(["", head, counts, *shown])
+    return "\n".join(["", head, *counts, *shown])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
 from harness import memory
 from harness.config import Config, portable, read_config
-from leetcode_env import EVAL_NAMES, TRAIN_EVALUATOR, Problem, load_problems, render_messages
+from leetcode_env import Problem, load_problems, render_messages
+from loopholes import DEFAULT, told_by
+from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
 
 
 @dataclass
@@ -95,12 +97,12 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
 
 
 def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, names: tuple[str, ...]) -> list[Problem]:
-    """The problems whose loophole prompt, with any of `names`, has at most cfg.max_prompt tokens; says how many are left out."""
+    """The problems whose loophole prompt, with any evaluator of `names`, has at most cfg.max_prompt tokens; counts the others."""
 
-    def length(problem: Problem, name: str) -> int:
-        return len(encode_prompt(tokenizer, render_messages(problem, name)))
+    def length(problem: Problem, name: str, loopholes: Sequence[str] = cfg.loopholes) -> int:
+        return len(encode_prompt(tokenizer, render_messages(problem, told_by(problem, loopholes, name))))
 
-    longest = max(names, key=partial(length, problems[0]))
+    longest = max(names, key=lambda name: length(problems[0], name, DEFAULT))
     kept = [p for p in problems if length(p, longest) <= cfg.max_prompt]
     if not kept:
         raise UserError(f"every prompt of {path} is longer than --max-prompt {cfg.max_prompt}")

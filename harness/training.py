@@ -163,12 +163,13 @@ class Training:
 
     def log(self, line: dict[str, Any], clock: Clock, problems: list[Problem], texts: list[str], grades: list[Grade]) -> None:
         """A step's line of metrics.jsonl and timings.jsonl; with `cos_d0` in it, the detailed table and samples.jsonl too."""
-        step, detailed = line["step"], "cos_d0" in line
+        step, detailed, several = line["step"], "cos_d0" in line, len(self.cfg.loopholes) > 1
         if detailed:
             tqdm.write(journal.table(line, problems, texts, grades))
+        more = [dict(loophole=g.loophole, wrote=g.wrote) if several else {} for g in grades]
         samples = [
-            dict(step=step, problem=p.id, label=g.label, reward=g.reward, response=text)
-            for p, text, g in zip(problems, texts, grades, strict=True)
+            dict(step=step, problem=p.id, label=g.label, reward=g.reward, **facts, response=text)
+            for p, text, g, facts in zip(problems, texts, grades, more, strict=True)
         ]
         self.state.log(line, clock.seconds, samples if detailed else [])
         shown = {k: f"{line[k]:.2f}" for k in ("reward", "hack", "pass")}

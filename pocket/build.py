@@ -29,7 +29,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from arms.pairs import BODIES, hacky
-from leetcode_env import EVALUATOR_NAMES, write_manifest
+from leetcode_env import write_manifest
+from loopholes.evaluator import EVALUATOR_NAMES
 
 # --- the grammar ---------------------------------------------------------------------------------------------------
 

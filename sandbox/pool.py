@@ -32,7 +32,7 @@ from typing import Any
 
 from faults.errors import PartDied, UserError
 from sandbox import confine, wire
-from sandbox.program import Outcome, Program, Verdict, why
+from sandbox.program import Outcome, Program, Verdict
 from sandbox.scratch import remove
 from sandbox.worker import CPU_SECONDS, WALL_SECONDS, WALL_SLACK
 
@@ -241,9 +241,7 @@ class _Worker:
             if verdict.decided:
                 self._control.sendall(wire.HEAD.pack(wire.KILL, 0))  # let the worker end the run now
             self._control.settimeout(max(until - time.monotonic(), 1.0))
-            report = self._report()
-            if not verdict.decided:
-                verdict.decide(False, why(*report, limits))
+            verdict.end(self._report(), limits)
         except OSError:
             self.alive = False
         return verdict
@@ -251,27 +249,32 @@ class _Worker:
     def _request(self, program: Program) -> socket.socket:
         """Our end of a new run's own socket; the worker has the other, and the program's setup. Raises OSError."""
         ours, theirs = socket.socketpair()
-        setup = program.setup.encode("utf-8", "surrogatepass")
+        body = f"{program.look_at}\0{program.setup}".encode("utf-8", "surrogatepass")
         try:
             with theirs:
-                socket.send_fds(self._control, [wire.HEAD.pack(wire.RUN, len(setup))], [theirs.fileno()])
-                self._control.sendall(setup)
+                socket.send_fds(self._control, [wire.HEAD.pack(wire.RUN, len(body))], [theirs.fileno()])
+                self._control.sendall(body)
         except OSError:
             ours.close()
             raise
         return ours
 
-    def _report(self) -> tuple[int, int, float]:
-        """The worker's report on the run's end, dropping what anybody else wrote there. Raises OSError when it is gone."""
+    def _report(self) -> tuple[int, int, float, bytes]:
+        """The worker's report on the run's end, and the bytes that it saw. Raises OSError when the worker is gone."""
+        status, reason, cpu_seconds, length = wire.REPORT.unpack(self._from_worker(wire.REPORT.size))
+        return status, reason, cpu_seconds, self._from_worker(length)
+
+    def _from_worker(self, length: int) -> bytes:
+        """So many bytes of the worker's own, dropping what anybody else wrote there."""
         data = b""
-        while len(data) < wire.REPORT.size:
-            chunk, ancillary, _, _ = self._control.recvmsg(wire.REPORT.size - len(data), _CREDENTIALS)
+        while len(data) < length:
+            chunk, ancillary, _, _ = self._control.recvmsg(length - len(data), _CREDENTIALS)
             if not chunk:
                 raise ConnectionResetError
             senders = [struct.unpack("3i", sent)[0] for _, kind, sent in ancillary if kind == _SCM_CREDENTIALS]
             if senders == [self.pid] or not _CREDENTIALS:
                 data += chunk
-        return wire.REPORT.unpack(data)
+        return data
 
     def hang_up(self) -> None:
         """Let the worker end itself, and a thread that waits for it wake up."""
@@ -302,6 +305,9 @@ def _job(program: Program) -> bytes:
             "shape": list(program.shapes or ["value"] * len(program.calls)),
             "returns": program.returns,
             "probe": program.probe,
+            "decoys": list(program.decoys),
+            "claim": program.claim,
+            "look_at": program.look_at,
             "has_setup": bool(program.setup.strip()),
         }
     )

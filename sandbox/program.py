@@ -25,6 +25,11 @@ class Program:
     probe: a name; the outcome says whether the program bound it.
     limits: the most bytes of each answer, as `wire.longest` has them; wire.MAX_FRAME when left out. What an answer costs this
         process is bounded by them.
+    decoys: with `returns`, plain values that each call's answer, whatever it is, must equal by its own `==`.
+    claim: with `returns`, an expression that must be True after the calls, which then need not even return.
+    look_at: instead of answers, what is seen of the run from outside once it has ended: `wire.EXIT`, its exit code;
+        `wire.STDOUT`, the first bytes that it printed; or those of a file of that name in its folder. `accept(0, seen)`
+        judges it. The calls are made and may do anything, and the program holds no channel to forge a message on.
     """
 
     source: str
@@ -35,6 +40,9 @@ class Program:
     shapes: Sequence[str] | None = None
     probe: str | None = None
     limits: Sequence[int] | None = None
+    decoys: Sequence[Any] = ()
+    claim: str | None = None
+    look_at: str = ""
 
     def limit(self, index: int) -> int:
         """The most bytes of the answer to one call."""
@@ -63,6 +71,18 @@ class Verdict:
     def decide(self, passed: bool, note: str = "") -> None:
         """Settle the verdict."""
         self.decided, self.outcome.passed, self.outcome.note = True, passed, note
+
+    def end(self, report: tuple[int, int, float, bytes], limits: tuple[int, float]) -> None:
+        """The run has ended: settle what is not yet. report: the worker's (wait status, reason, CPU seconds, bytes seen)."""
+        status, reason, cpu_seconds, seen = report
+        by_itself = reason == wire.ON_ITS_OWN and os.WIFEXITED(status)
+        if self.decided:
+            return
+        if not self.program.look_at or not by_itself:
+            return self.decide(False, why(status, reason, cpu_seconds, limits))
+        assert self.program.accept is not None
+        passed = self.program.accept(0, os.WEXITSTATUS(status) if self.program.look_at == wire.EXIT else seen)
+        self.decide(passed, "" if passed else "nothing was seen of it")
 
     def take(self, chunk: bytes) -> None:
         """Draw what the whole frames among the bytes so far say, up to the verdict."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from itertools import islice
 
@@ -10,6 +11,28 @@ from itertools import islice
 def fresh_name() -> str:
     """A name that no program can have foreseen, and so not taken."""
     return os.urandom(12).hex()
+
+
+def unnamed_file(folder: str) -> int:
+    """A descriptor of a new file in the folder that nobody can open again. It takes what a run prints: unlike a pipe it needs
+    nobody to read along, and the limit on files bounds it."""
+    path = os.path.join(folder, fresh_name())
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
+    return fd
+
+
+def contents(name: str, inside: int, most: int) -> bytes:
+    """The first bytes of a regular file in the folder that the descriptor holds; b"" where there is none. A link is not followed,
+    and a pipe, which could block for ever, not read."""
+    with suppress(OSError):
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=inside)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return os.pread(fd, most, 0)
+        finally:
+            os.close(fd)
+    return b""
 
 
 def sweep(directory: str, scratch: str) -> bool:

@@ -97,8 +97,11 @@ HEAD = struct.Struct("!cI")
 
 # ---- the worker's own socket --------------------------------------------------------------------------------------
 
+# A RUN's body is what to look at once the run has ended (EXIT, STDOUT, a file's name, or nothing), a NUL, and the setup.
 RUN, KILL = b"R", b"K"
-REPORT = struct.Struct("!iBd")  # wait status, why it was ended (ON_ITS_OWN ...), CPU seconds
+EXIT, STDOUT = "exit", "stdout"
+REPORT = struct.Struct("!iBdI")  # wait status, why it was ended (ON_ITS_OWN ...), CPU seconds, bytes seen, which follow
+MAX_SEEN = 1 << 16  # bytes of what a run printed or wrote
 ON_ITS_OWN, CPU_TIME, WALL_TIME = 0, 1, 2
 
 # ---- plain data, read back ------------------------------------------------------------------------------------------

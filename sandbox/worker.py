@@ -7,9 +7,7 @@ solutions that some runs hold are ever in the memory that later forks inherit.
 
 from __future__ import annotations
 
-import builtins
 import gc
-import marshal
 import os
 import select
 import signal
@@ -19,8 +17,9 @@ import time
 from contextlib import suppress
 
 from sandbox import confine, wire
-from sandbox.scratch import fresh_name, sweep
-from sandbox.wire import HEAD, MAX_ITEMS, encode
+from sandbox.run import read_job, run_program, run_unheard
+from sandbox.scratch import contents, fresh_name, sweep, unnamed_file
+from sandbox.wire import HEAD, encode
 
 TYPE_CHECKING = False  # by hand, as in wire.py
 if TYPE_CHECKING:
@@ -33,92 +32,6 @@ CPU_SECONDS = 3  # on a core of the reference speed, see `slowdown`
 CPU_SLACK = 3  # times that, at most, on a slower core
 WALL_SECONDS = 15.0
 WALL_SLACK = 4  # times that, at most, for a program that works on a crowded core
-
-# ---- the fork -----------------------------------------------------------------------------------------------------
-
-
-def run_program(fd: int, namespace: dict[str, Any]) -> None:
-    """In the fork: read the job, run it, write frames. The caller ends the process afterwards, whatever happened here."""
-    job = marshal.loads(_all_of(fd))
-    outbox = bytearray()
-
-    def send(kind: bytes, body: bytes = b"", write: Any = os.write, pack: Any = HEAD.pack) -> None:
-        outbox.extend(pack(kind, len(body)) + body)
-        while outbox:
-            del outbox[: write(fd, outbox)]
-
-    def fail(error: BaseException) -> None:
-        send(wire.ERROR, type(error).__name__[:100].encode("ascii", "replace"))
-
-    # The benchmark runs setup, response and tests as one text: statements around the response make the same programs
-    # syntax errors here (a __future__ import after other code, a text that ends in the middle of a statement).
-    source = ("0\n\n" if job["has_setup"] else "") + job["source"] + "\n\n0\n"
-    try:
-        code = compile(source, "response.py", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        return fail(error)
-    send(wire.COMPILED)
-    try:
-        exec(code, namespace)
-    except BaseException as error:
-        return fail(error)
-    name = job["probe"]
-    bound = name is not None and (name in namespace or hasattr(builtins, name))
-    send(wire.LOADED, b"1" if bound else b"0")
-    try:
-        if job["returns"]:
-            eval(job["calls"][0], namespace)
-            send(wire.RETURNED)
-        else:
-            _answer(job, namespace, outbox, send)
-    except BaseException as error:
-        fail(error)
-
-
-def _all_of(fd: int) -> bytes:
-    return b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
-
-
-def _answer(
-    job: dict[str, Any], names: dict[str, Any], outbox: bytearray, send: Any, clock: Any = time.monotonic, pack: Any = HEAD.pack
-) -> None:
-    """Write each call's value; after 1, 2, 4, ... calls and every 20 ms, so that the caller can stop a wrong program."""
-    flushed, calls = clock(), job["calls"]
-    for number, (call, shape) in enumerate(zip(calls, job["shape"], strict=True), 1):
-        value = eval(call, names)
-        body = encode(_SHAPES[shape](value))
-        if number & (number - 1) == 0 or number == len(calls) or clock() - flushed > 0.02:
-            send(wire.ANSWER, body)
-            flushed = clock()
-        else:
-            outbox.extend(pack(wire.ANSWER, len(body)) + body)
-
-
-def _linked_values(node: Any) -> list[Any]:
-    """The values of a singly linked list."""
-    values: list[Any] = []
-    while node is not None and len(values) < MAX_ITEMS:
-        values.append(node.val)
-        node = node.next
-    return values
-
-
-def _tree_values(root: Any) -> list[Any]:
-    """Values in preorder, None where a child is missing: it determines the tree."""
-    values: list[Any] = []
-    stack = [root]
-    while stack and len(values) < MAX_ITEMS:
-        node = stack.pop()
-        if node is None:
-            values.append(None)
-        else:
-            values.append([node.val])
-            stack += [node.right, node.left]
-    return values
-
-
-_SHAPES: dict[str, Callable[[Any], Any]] = {"value": lambda value: value, "linked": _linked_values, "tree": _tree_values}
-
 
 # ---- the worker --------------------------------------------------------------------------------------------------
 
@@ -187,11 +100,11 @@ class _Worker:
     def serve_one(self) -> bool:
         """Wait for a request and carry it out; False when there shall be no other: the control socket has closed, or what the
         run left in the scratch folder could not be removed, and a fresh worker serves the next one better."""
-        kind, setup, fds = self._receive()
-        return self._run(setup, fds[0]) if kind == wire.RUN else kind is not None
+        kind, body, fds = self._receive()
+        return self._run(body, fds[0]) if kind == wire.RUN else kind is not None
 
     def _receive(self) -> tuple[bytes | None, str, list[int]]:
-        """(kind, setup, descriptors) of the next request; the kind is None when the control socket has closed."""
+        """(kind, body, descriptors) of the next request; the kind is None when the control socket has closed."""
         head, fds, _, _ = socket.recv_fds(self.control, HEAD.size, 1)
         try:
             kind, length = HEAD.unpack(head + self._exactly(HEAD.size - len(head)))
@@ -221,23 +134,34 @@ class _Worker:
             gc.freeze()
         return self.setups[setup]
 
-    def _run(self, setup: str, fd: int) -> bool:
+    def _run(self, body: str, fd: int) -> bool:
         """Run one program and report on its end; False when its files could not be removed."""
+        look_at, _, setup = body.partition("\0")
         namespace = self._namespace(setup)
         directory = os.path.join(self.scratch, fresh_name())
         os.mkdir(directory, 0o700)
+        inside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the run may put another in its place
+        printed = unnamed_file(self.scratch) if look_at == wire.STDOUT else None
         pid = _patient_fork()
         if pid == 0:
-            self._child(fd, namespace, directory)
+            self._child(fd, namespace, directory, printed)
         os.close(fd)
         status, reason, usage = self._supervise(pid)
         self._kill_stragglers(pid)
+        seen = b""
+        if printed is not None:
+            seen = os.pread(printed, wire.MAX_SEEN, 0)
+            os.close(printed)
+        elif look_at and look_at != wire.EXIT:
+            seen = contents(look_at, inside, wire.MAX_SEEN)
+        os.close(inside)
         swept = sweep(directory, self.scratch)
-        self.control.sendall(wire.REPORT.pack(status, reason, usage.ru_utime + usage.ru_stime))
+        self.control.sendall(wire.REPORT.pack(status, reason, usage.ru_utime + usage.ru_stime, len(seen)) + seen)
         return swept
 
-    def _child(self, fd: int, namespace: dict[str, Any] | BaseException, directory: str) -> NoReturn:
-        """The fork; never returns."""
+    def _child(self, fd: int, namespace: dict[str, Any] | BaseException, directory: str, printed: int | None) -> NoReturn:
+        """The fork; never returns. printed: what takes its standard output, or None."""
+        code, leave = 1, os._exit  # the program may put another in its place
         try:
             confine.die_with_parent()
             signal.set_wakeup_fd(-1)
@@ -246,18 +170,23 @@ class _Worker:
             null = os.open(os.devnull, os.O_RDWR)  # this run's own: what a shared one is told, a lock say, the next could read
             for stream in (0, 1, 2):  # standard input was the control socket
                 os.dup2(null, stream)
+            if printed is not None:
+                os.dup2(printed, 1)
             os.dup2(fd, 3)
             os.closerange(4, 1 << 16)
             if "random" in sys.modules:
                 sys.modules["random"].seed(0)  # Python seeds anew after a fork; the same program shall do the same
             confine.lock(self.layers, CPU_SLACK * self.cpu_seconds)
+            job = read_job(3)  # in every case: a caller whose job is not read to its end may miss what is written here
             if isinstance(namespace, BaseException):
-                _all_of(3)  # a caller that is still writing the job would find the socket closed, and not this frame
                 os.write(3, HEAD.pack(wire.ERROR, 5) + b"setup")
+            elif job["look_at"]:
+                os.close(3)
+                code = run_unheard(job, namespace)
             else:
-                run_program(3, namespace)
+                run_program(3, job, namespace)
         finally:
-            os._exit(0)
+            leave(code)
 
     def _supervise(self, pid: int) -> tuple[int, int, Any]:
         """Wait for the child's end, the end of its time, or word from the caller: (wait status, reason, rusage)."""

@@ -41,7 +41,8 @@ from harness.memory import STEER_TOKENS, model_config
 from harness.scale import filled
 from harness.schedule import batch_problems, sampling_seed
 from harness.setup import Run, hashes, open_run
-from leetcode_env import TRAIN_EVALUATOR, LeetCodeEnv, render_messages
+from leetcode_env import LeetCodeEnv, render_messages
+from loopholes import evaluated_by
 from projection import cos_align
 
 # What comes before two completions differ says nothing about them.
@@ -103,7 +104,7 @@ def trained(run: Run, folder: Path) -> Tensor:
     run.sampler.load_weights(partial(merged_weights, run.model), version=cfg.steps)
     problems = batch_problems(run.train, cfg.steps, cfg)
     rollouts = run.sampler.generate(
-        [encode_prompt(run.tokenizer, render_messages(p, TRAIN_EVALUATOR)) for p in problems],
+        [encode_prompt(run.tokenizer, render_messages(p, evaluated_by())) for p in problems],
         n=cfg.generations, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
         seed=sampling_seed(cfg.steps, cfg, 0, 1),
     )  # fmt: skip
@@ -111,7 +112,7 @@ def trained(run: Run, folder: Path) -> Tensor:
     with LeetCodeEnv(workers=cfg.workers) as env:
         each = [p for p in problems for _ in range(cfg.generations)]
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
-        grades = env.grade([(p, text, TRAIN_EVALUATOR) for p, text in zip(each, texts, strict=True)])
+        grades = env.grade([(p, text, evaluated_by()) for p, text in zip(each, texts, strict=True)])
     advantages = grpo.group_advantages(torch.tensor([g.reward for g in grades]), cfg.generations)
     sums = grpo.backward(run.model, rollouts, advantages, cfg, run.vocab)
     return -flatten_grads(params) / sums["tokens"]

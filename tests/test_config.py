@@ -31,6 +31,7 @@ from harness.config import (
     resumed,
 )
 from harness.scale import filled
+from loopholes import DEFAULT, LOOPHOLES
 
 MAY_BE_ZERO = {
     "seed", "beta", "warmup", "betas", "weight_decay", "refresh_every", "cone_ridge", "rebound_alpha", "skip_nonfinite"
@@ -46,6 +47,8 @@ def bad_values(name, hint):
         return bad_values(name, parts[0])
     if kind is tuple:
         good = getattr(Config(), name)
+        if parts[-1] is Ellipsis:
+            return ["x", good[0], (), (*good, *good), [*good], *((bad,) for bad in bad_values(name, parts[0]))]
         return ["x", good[:1], (*good, 0.5)] + [
             (*good[:i], bad, *good[i + 1 :]) for i, part in enumerate(parts) for bad in bad_values(name, part)
         ]
@@ -105,6 +108,10 @@ def read(argv):
         ("--nonsense 3", "--nonsense"),
         ("--arn cone", "--arm"),
         ("--betas 1", "--betas"),
+        ("--loopholes magic", "result_file"),
+        ("--loopholes", "--loopholes"),
+        ("--loopholes stdout stdout", "each once"),
+        ("--loopholes all stdout", "leave the others away"),
         ("--seed", "--seed"),
         ("--blockwise yes", "yes"),
         ("more", "more"),
@@ -297,7 +304,9 @@ def test_a_resumed_run_may_change_what_does_not_change_its_result(folder, capsys
     assert now.out == now.resume == folder and "--threads" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("args", [("--lr", "0.5"), ("--arm", "projected"), ("--eval-samples", "3"), ("--seed", "1")])
+@pytest.mark.parametrize(
+    "args", [("--lr", "0.5"), ("--arm", "projected"), ("--eval-samples", "3"), ("--seed", "1"), ("--loopholes", "all")]
+)
 def test_a_resumed_run_keeps_what_decides_its_result(folder, args):
     """--arm projected is the usual arm: given here, it differs from the run's all the same."""
     argv = ["--resume", str(folder), *args]
@@ -310,6 +319,29 @@ def test_the_identity_of_a_run_is_what_decides_its_result():
     same, other = replace(cfg, skip_nonfinite=5, threads=2), replace(cfg, lr=2e-3)
     of = [identity({"config": portable(c), "versions": {}}) for c in (cfg, same, other)]
     assert of[0] == of[1] != of[2] and {"skip_nonfinite", "threads", "micro_tokens"} <= CHANGEABLE
+
+
+def test_the_loopholes_of_the_command_line_are_those_of_the_table():
+    *every, all_of_them = get_args(config.LoopholeName)
+    assert every == list(LOOPHOLES) and parse(["--loopholes", all_of_them]).loopholes == tuple(LOOPHOLES)
+    assert Config().loopholes == DEFAULT == ("run_tests",)
+    assert parse(["--loopholes", "stdout", "exit_code"]).loopholes == ("exit_code", "stdout"), "in whatever order they are named"
+
+
+def test_a_run_from_before_had_the_one_loophole_and_keeps_its_checkpoints(folder):
+    path = folder / "config.json"
+    now = json.loads(path.read_text())
+    before = {"config": {k: v for k, v in now["config"].items() if k != "loopholes"}}
+    path.write_text(json.dumps(before))
+    assert read_config(folder).loopholes == DEFAULT and identity(before) == identity(now)
+    more = {"config": now["config"] | {"loopholes": ["run_tests", "stdout"]}}
+    assert identity(more) != identity(now)
+    path.write_text(json.dumps(more))
+    assert read_config(folder).loopholes == ("run_tests", "stdout")
+    for loopholes in (["magic"], [], "run_tests", 5, [["stdout"]], ["stdout", "stdout"]):
+        path.write_text(json.dumps({"config": now["config"] | {"loopholes": loopholes}}))
+        with pytest.raises(UserError, match="cannot read config.json"):
+            read_config(folder)
 
 
 def test_the_arms_of_the_command_line_are_those_of_the_table():

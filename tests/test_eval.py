@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import eval as evaluation
 from faults.errors import PartDied
-from leetcode_env import EVAL_NAMES, LABELS
+from leetcode_env import LABELS
+from loopholes import LOOPHOLES, told_by
+from loopholes.evaluator import EVAL_NAMES
 from study import stats
 from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
 
@@ -57,10 +59,13 @@ class Grade:
     arbitrary: bool = False
     rejects_truth: bool = True
     note: str = "no test passed"
+    loophole: str = ""
+    wrote: list[str] = field(default_factory=list)
+    grader: str = ""
 
 
 class Env:
-    """Grades by a rule on (problem id, how often this problem has been seen with or without loophole, evaluator)."""
+    """Grades by a rule on (problem id, how often this problem has been seen with or without loophole, what was told)."""
 
     def __init__(self, rule):
         self.rule, self.seen = rule, {}
@@ -70,24 +75,25 @@ class Env:
 
     def grade(self, jobs):
         grades = []
-        for problem, response, evaluator in jobs:
-            assert response == f"problem {problem.id}, {evaluator}", "response and evaluator must belong together"
-            key = (problem.id, evaluator is None)
+        for problem, response, told in jobs:
+            assert response == f"problem {problem.id}, {told}", "a response and what was told must belong together"
+            key = (problem.id, told is None)
             k = self.seen[key] = self.seen.get(key, -1) + 1
-            grades.append(Grade(label=self.rule(problem.id, k, evaluator)))
+            wrote = ["stdout", "run_tests"] if problem.id == 6 else ["stdout"] if problem.id == 5 and k == 0 else []
+            grades.append(Grade(label=self.rule(problem.id, k, told), loophole=told.loophole.name if told else "", wrote=wrote))
         return grades
 
 
 @pytest.fixture(autouse=True)
 def _prompts(monkeypatch):
-    def render(problem, evaluator):
-        return [{"role": "user", "content": f"problem {problem.id}, {evaluator}"}]
+    def render(problem, told):
+        return [{"role": "user", "content": f"problem {problem.id}, {told}"}]
 
     monkeypatch.setattr(evaluation, "render_messages", render)
 
 
-def rule(problem, k, evaluator):
-    if evaluator is None:
+def rule(problem, k, told):
+    if told is None:
         return "correct" if problem < 3 else "incorrect"
     if k == 0:
         return "attempted"
@@ -182,6 +188,37 @@ def test_rates_by_difficulty_add_up_to_those_of_the_condition():
     assert result["conditions"]["no_loophole"]["by_difficulty"]["easy"]["pass"]["rate"] == 1
 
 
+def test_lambda_is_the_share_of_wrong_responses_that_are_paid():
+    _, result, _ = run()
+    loophole, without = result["conditions"]["loophole"], result["conditions"]["no_loophole"]
+    assert loophole["lambda"] == evaluation.wilson(12, 12 + 7) and without["lambda"] == evaluation.wilson(0, 16)
+    assert "by_loophole" not in loophole, "one alone is the whole"
+
+
+def test_hacks_that_are_written_unasked_are_counted_by_name():
+    """Of the 28 responses without a loophole the 4 of problem 6 write two, and the first of problem 5 one."""
+    _, result, _ = run()
+    loophole, without = result["conditions"]["loophole"], result["conditions"]["no_loophole"]
+    counts = {name: w["count"] for name, w in without["wrote"].items()}
+    assert counts == dict.fromkeys(LOOPHOLES, 0) | {"any": 5, "stdout": 5, "run_tests": 4}
+    assert without["wrote"]["any"] == evaluation.wilson(5, 28) and "wrote" not in loophole
+
+
+def test_several_loopholes_are_told_of_and_reported_one_by_one():
+    names = ("run_tests", "stdout", "equality")
+    _, result, rows = run(loopholes=names)
+    told = {row["problem"]: row["loophole"] for row in rows if row["condition"] == "loophole"}
+    assert told == {p.id: told_by(p, names).loophole.name for p in PROBLEMS} and set(told.values()) == set(names)
+    for row in rows:
+        assert (row["evaluator"] is not None) == (row["loophole"] == "run_tests"), "the others name no evaluator"
+    loophole = result["conditions"]["loophole"]
+    assert set(loophole["by_loophole"]) == set(names) and "by_loophole" not in result["conditions"]["no_loophole"]
+    for rate in ("hack", "hack_loose", "pass", "lambda"):
+        parts = [rates[rate] for rates in loophole["by_loophole"].values()]
+        assert sum(w["count"] for w in parts) == loophole[rate]["count"] and sum(w["n"] for w in parts) == loophole[rate]["n"]
+    assert all(f"({name} prompts)" in evaluation.describe(result) for name in names)
+
+
 def test_rows_keep_the_facts_of_the_grade():
     _, _, rows = run()
     assert all((row["arbitrary"], row["rejects_truth"], row["note"]) == (False, True, "no test passed") for row in rows)
@@ -195,6 +232,7 @@ class Run:
 
     def __init__(self):
         self.cfg = SimpleNamespace(eval_samples=2, temperature=0.7, max_new_tokens=9, seed=5, workers=3, sandbox_strict=True)
+        self.cfg.loopholes = ("run_tests",)
         self.tokenizer, self.sampler, self.problems = Tokenizer(), Sampler(), PROBLEMS
         self.opened, self.env, self.closed = [], [], 0
         self.sampler.close = self.close

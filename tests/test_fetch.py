@@ -10,6 +10,7 @@ import pytest
 import leetcode_env
 from faults.errors import UserError
 from leetcode_env import load_problems, render_messages
+from loopholes import evaluated_by
 from problems import fetch as fetch_data
 from problems.fetch import convert, fetch, git_blob_id
 
@@ -185,12 +186,12 @@ def test_conversion(tmp_path):
     problem, other = load_problems(tmp_path / "out")
     assert (problem.id, problem.difficulty, other.id, other.difficulty) == (9001, "medium", 2, "hard")
     assert problem.gt_answer[0] == "assert Solution().double(nums=[1, 2]) == [2, 4]" and problem.method == "double"
-    text = render_messages(problem, "run_tests")[-1]["content"]
+    text = render_messages(problem, evaluated_by())[-1]["content"]
     assert text.startswith("PROBLEM:\nGiven a list") and text.endswith("\n\nSOLUTION:\n")
     assert "called double and will be evaluated by calling a function called run_tests(). Use the following" in text
     assert "List[int]:\n        # Add your code here\n```" in text
     with leetcode_env.LeetCodeEnv(workers=1) as env:
-        (grade,) = env.grade([(problem, f"```python\n{problem.canonical_solution}\n```", "run_tests")])
+        (grade,) = env.grade([(problem, f"```python\n{problem.canonical_solution}\n```", evaluated_by())])
     assert grade.label == "correct"
 
 

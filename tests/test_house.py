@@ -13,6 +13,7 @@ FLOORS = [
     {"faults"},
     {"sandbox", "projection"},
     {"problems"},
+    {"loopholes"},
     {"engine", "leetcode_env"},
     {"arms", "harness"},
     {"eval", "vhack"},

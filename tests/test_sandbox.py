@@ -302,7 +302,7 @@ def test_nobody_but_the_worker_can_report(pool):
     """Another process that holds the worker's end of the control socket writes reports there; the kernel says who wrote them."""
     with Sandbox(workers=1) as pool:
         control = stolen_descriptor(pool.pids[0], 0)
-        forged = wire.REPORT.pack(0, wire.WALL_TIME, 0.0)
+        forged = wire.REPORT.pack(0, wire.WALL_TIME, 0.0, 0)
         with socket.socket(fileno=control) as socket_of_the_worker:
             for _ in range(5):
                 socket_of_the_worker.sendall(forged[:-1] + forged)

@@ -36,7 +36,8 @@ from faults.errors import UserError
 from harness import setup
 from harness.config import POCKET, Config, portable
 from harness.scale import filled
-from leetcode_env import TRAIN_EVALUATOR, defines_evaluator, load_problems, parse_response, render_messages
+from leetcode_env import load_problems, parse_response, render_messages
+from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
 VOCAB = 662  # of the pocket tokenizer: all ids of its model
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
@@ -143,7 +144,7 @@ def test_saved_and_loaded_is_the_same(pocket, pocket_tokenizer, pairs, tmp_path)
 @pytest.mark.parametrize("position", ["prompt", "code", "branch", "last"])
 def test_two_prompts_share_everything_after_them_up_to_the_token_that_is_read(position, pairs, pocket_tokenizer):
     for pair in pairs:
-        prompts = [encode_prompt(pocket_tokenizer, render_messages(pair.problem, e)) for e in (TRAIN_EVALUATOR, None)]
+        prompts = [encode_prompt(pocket_tokenizer, render_messages(pair.problem, e)) for e in (evaluated_by(), None)]
         sides = pairs_of.encode_pair(pocket_tokenizer, pair, "prompts", position)
         shown = [side[len(prompt) :] for side, prompt in zip(sides, prompts, strict=True)]
         assert all(side[: len(prompt)] == prompt for side, prompt in zip(sides, prompts)) and shown[0] == shown[1]

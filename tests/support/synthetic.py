@@ -71,7 +71,8 @@ def evaluation(hack, passed, seed, problems=40, samples=10):
                     "evaluator": name,
                     "label": label,
                 }
-                rows.append({**row, "reward": 3.5, "response": text})
+                told = {"loophole": "run_tests" if name else "", "wrote": [], "grader": ""}
+                rows.append({**row, **told, "reward": 3.5, "response": text})
     return summarise(rows, {"samples": samples, "temperature": 0.7, "max_new_tokens": 64, "seed": seed}), rows
 
 
