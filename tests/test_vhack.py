@@ -37,6 +37,7 @@ from harness import setup
 from harness.config import POCKET, Config, portable
 from harness.scale import filled
 from leetcode_env import load_problems, parse_response, render_messages
+from loopholes import evaluated_by
 from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
 VOCAB = 662  # of the pocket tokenizer: all ids of its model
