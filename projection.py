@@ -68,17 +68,19 @@ def cos_align(g: Tensor, v: Tensor) -> float:
     return max(-1.0, min(1.0, cosine)) if math.isfinite(cosine) and math.isfinite(norms) else math.nan
 
 
-def _remove(g: Tensor, v: Tensor, factor: float, out: Tensor) -> None:
-    """out = g - factor v, all [P]; what is held beside them is a piece long."""
+def _remove(g: Tensor, v: Tensor, factor: float, out: Tensor) -> float:
+    """out = g - factor v, all [P]; returns |out|. What is held beside them is a piece long."""
+    lengths = []
     for piece in _pieces(g):
         torch.sub(g[piece], v[piece] * factor, out=out[piece])
+        lengths.append(torch.linalg.vector_norm(out[piece], dtype=torch.float64).item())  # while it is in the cache
+    return math.hypot(*lengths)
 
 
-def restore(part: Tensor, size: float, renorm: bool = True) -> bool:
-    """Rescales `part` in place to length `size`; where all but rounding residue of it is gone, to zeros: then it returns True.
+def restore(part: Tensor, length: float, size: float, renorm: bool = True) -> bool:
+    """Rescales `part` in place from its `length` to `size`; where all but rounding residue of it is gone, to zeros: then True.
 
     Without `renorm` only the second is done."""
-    length = _norm(part)
     if length < VANISHED * size:
         part.zero_()
         return True
@@ -113,8 +115,8 @@ def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] |
             continue
         active += 1
         removed_sq += along**2
-        _remove(gb, vb, along / v_norm, out=kept)
-        vanished += restore(kept, size, renorm)
+        length = _remove(gb, vb, along / v_norm, out=kept)
+        vanished += restore(kept, length, size, renorm)
     total = size if blocks is None else _norm(g)
     return Projected(out, removed_sq**0.5 / total if total > 0 else 0.0, vanished, zero_blocks, active)
 
@@ -144,7 +146,7 @@ def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True)
     away = (lam * inverse).to(J.dtype) @ J  # [P]
     part = g - away
     removed = _norm(torch.sub(g, part, out=away)) / size
-    gone = restore(part, size, renorm)
+    gone = restore(part, _norm(part), size, renorm)
     return Projected(part, removed, int(gone), zero, int((lam > 0).sum()))
 
 
