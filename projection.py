@@ -22,6 +22,8 @@ from torch import Tensor
 
 # Below this share of |g| what is left of g is rounding residue, and rescaling it would blow noise up to full size.
 VANISHED = 1e-6
+WHOLE = 2**20  # elements that are taken at once; longer vectors go through the cache in pieces of PIECE
+PIECE = 2**17
 
 
 class Projected(NamedTuple):
@@ -34,30 +36,57 @@ class Projected(NamedTuple):
     active: int  # blocks (or rows) that did remove something
 
 
+def _pieces(x: Tensor) -> list[slice]:
+    """The slices in which x [P] is walked through: on a CPU a float64 copy of a whole long vector costs more than its sums."""
+    size = PIECE if x.device.type == "cpu" and x.numel() > WHOLE else max(1, x.numel())
+    return [slice(start, start + size) for start in range(0, x.numel(), size)]
+
+
 def _norm(x: Tensor) -> float:
     """|x| accumulated in float64: at P = 1e8 a float32 sum of squares loses digits that the invariants need."""
-    return torch.linalg.vector_norm(x, dtype=torch.float64).item()
+    return math.hypot(*(torch.linalg.vector_norm(x[piece], dtype=torch.float64).item() for piece in _pieces(x)))
 
 
-def _dot(x: Tensor, y: Tensor) -> float:
-    return torch.dot(x.double(), y.double()).item()
+def _sums(x: Tensor, y: Tensor) -> tuple[float, float, float]:
+    """(|x|, |y|, <x, y>), accumulated in float64; of long vectors in one walk, which converts each element once."""
+    if len(pieces := _pieces(x)) < 2:
+        return _norm(x), _norm(y), torch.dot(x.double(), y.double()).item()
+    xx = yy = xy = 0.0
+    for piece in pieces:
+        a, b = x[piece].double(), y[piece].double()
+        xx, yy, xy = xx + torch.dot(a, a).item(), yy + torch.dot(b, b).item(), xy + torch.dot(a, b).item()
+    return math.sqrt(xx), math.sqrt(yy), xy
 
 
 def cos_align(g: Tensor, v: Tensor) -> float:
     """<g, v> / (|g| |v|), in [-1, 1]; 0 when either is zero, nan when either is not finite.
 
     g: ascent direction [P]; v: hack direction [P]."""
-    norms = _norm(g) * _norm(v)
-    cosine = _dot(g, v) / norms if norms != 0 else 0.0
+    g_norm, v_norm, dot = _sums(g, v)
+    norms = g_norm * v_norm
+    cosine = dot / norms if norms != 0 else 0.0
     return max(-1.0, min(1.0, cosine)) if math.isfinite(cosine) and math.isfinite(norms) else math.nan
 
 
-def restore(part: Tensor, size: float) -> tuple[Tensor, bool]:
-    """`part` rescaled to length `size`; (zeros, True) when all but rounding residue of it is gone."""
-    length = _norm(part)
+def _remove(g: Tensor, v: Tensor, factor: float, out: Tensor) -> float:
+    """out = g - factor v, all [P]; returns |out|. What is held beside them is a piece long."""
+    lengths = []
+    for piece in _pieces(g):
+        torch.sub(g[piece], v[piece] * factor, out=out[piece])
+        lengths.append(torch.linalg.vector_norm(out[piece], dtype=torch.float64).item())  # while it is in the cache
+    return math.hypot(*lengths)
+
+
+def restore(part: Tensor, length: float, size: float, renorm: bool = True) -> bool:
+    """Rescales `part` in place from its `length` to `size`; where all but rounding residue of it is gone, to zeros: then True.
+
+    Without `renorm` only the second is done."""
     if length < VANISHED * size:
-        return torch.zeros_like(part), True
-    return part * (size / length), False
+        part.zero_()
+        return True
+    if renorm:
+        part.mul_(size / length)
+    return False
 
 
 def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] | None = None, ridge: float = 1e-3) -> Projected:
@@ -74,23 +103,21 @@ def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] |
     """
     if v.dim() == 2:
         return project_cone(g, v, ridge, renorm)
-    out, removed_sq, vanished, zero_blocks, active = g.clone(), 0.0, 0, 0, 0
+    out = torch.empty_like(g) if blocks is None else g.clone()  # blocks may leave something out
+    removed_sq, vanished, zero_blocks, active = 0.0, 0, 0, 0
     for block in blocks if blocks is not None else [slice(0, g.numel())]:
-        gb, vb = g[block], v[block]
-        size, v_norm = _norm(gb), _norm(vb)
-        if v_norm == 0:
-            zero_blocks += 1
-            continue
-        along = _dot(gb, vb) / v_norm  # the signed length of g along v
+        gb, vb, kept = g[block], v[block], out[block]
+        size, v_norm, dot = _sums(gb, vb)
+        along = dot / v_norm if v_norm != 0 else 0.0  # the signed length of g along v
+        zero_blocks += v_norm == 0
         if along <= 0:
+            kept.copy_(gb)
             continue
         active += 1
         removed_sq += along**2
-        part = gb - vb * (along / v_norm)
-        restored, gone = restore(part, size)
-        vanished += gone
-        out[block] = restored if renorm or gone else part
-    total = _norm(g)
+        length = _remove(gb, vb, along / v_norm, out=kept)
+        vanished += restore(kept, length, size, renorm)
+    total = size if blocks is None else _norm(g)
     return Projected(out, removed_sq**0.5 / total if total > 0 else 0.0, vanished, zero_blocks, active)
 
 
@@ -107,7 +134,7 @@ def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True)
     rescaling. With n = 1 and ridge 0 this is `project` with one direction.
     """
     size = _norm(g)
-    norms = torch.linalg.vector_norm(J, dim=1, dtype=torch.float64)
+    norms = torch.tensor([_norm(row) for row in J], dtype=torch.float64, device=J.device)  # [n]; by dim it would copy all of J
     zero = int((norms == 0).sum())
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
     b = (J @ g).double() * inverse  # [n] the cosines times |g|
@@ -116,10 +143,11 @@ def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True)
         return Projected(g.clone(), 0.0, 0, zero, 0)
     gram = (J @ J.T).double() * inverse[:, None] * inverse[None, :]
     lam = nnls_gram(gram + ridge * torch.diag((norms > 0).double()), b).to(J.device)  # [n], 0 at inactive rows
-    part = g - ((lam * inverse).to(J.dtype) @ J)
-    removed = _norm(g - part) / size
-    restored, gone = restore(part, size)
-    return Projected(restored if renorm or gone else part, removed, int(gone), zero, int((lam > 0).sum()))
+    away = (lam * inverse).to(J.dtype) @ J  # [P]
+    part = g - away
+    removed = _norm(torch.sub(g, part, out=away)) / size
+    gone = restore(part, _norm(part), size, renorm)
+    return Projected(part, removed, int(gone), zero, int((lam > 0).sum()))
 
 
 def nnls_gram(K: Tensor, b: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def matched(
     sign = 1.0 if torch.dot(g, u) >= 0 else -1.0
     part = g - (sign * real.removed * size) * u
     removed = torch.linalg.vector_norm(g - part, dtype=torch.float64).item() / size
-    restored, gone = restore(part, size)
-    return Projected(restored if renorm or gone else part, removed, int(gone), real.zero_blocks, active)
+    gone = restore(part, torch.linalg.vector_norm(part, dtype=torch.float64).item(), size, renorm)
+    return Projected(part, removed, int(gone), real.zero_blocks, active)
 
 
 def _removal(g: Tensor, K: Tensor, ridge: float) -> tuple[Tensor, int]:
