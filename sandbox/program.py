@@ -111,7 +111,7 @@ class Verdict:
             outcome.bound = body == b"1"
         elif kind == wire.RETURNED and program.returns and self._frames == 2:
             self.decide(True)
-        elif kind == wire.ANSWER and not program.returns and self._frames >= 2:
+        elif kind == wire.ANSWER and not (program.returns or program.look_at) and self._frames >= 2:
             self._answer(body)
         else:
             self.decide(False, "protocol violated")
