@@ -68,13 +68,17 @@ def cos_align(g: Tensor, v: Tensor) -> float:
     return max(-1.0, min(1.0, cosine)) if math.isfinite(cosine) and math.isfinite(norms) else math.nan
 
 
-def _remove(g: Tensor, v: Tensor, factor: float, out: Tensor) -> float:
-    """out = g - factor v, all [P]; returns |out|. What is held beside them is a piece long."""
-    lengths = []
+def _remove(g: Tensor, v: Tensor, factor: float, out: Tensor) -> None:
+    """out = g - factor v, all [P]; what is held beside them is a piece long."""
     for piece in _pieces(g):
         torch.sub(g[piece], v[piece] * factor, out=out[piece])
-        lengths.append(torch.linalg.vector_norm(out[piece], dtype=torch.float64).item())  # while it is in the cache
-    return math.hypot(*lengths)
+
+
+def _left(part: Tensor, size: float, along: float) -> float:
+    """|part|, where `part` is g, of length `size`, without its `along` towards v: of a long vector by Pythagoras, which needs no
+    walk, unless so little is left that its digits cancel."""
+    length = math.sqrt(max((size - along) * (size + along), 0.0))
+    return _norm(part) if part.numel() <= WHOLE or length < 1e-3 * size else length
 
 
 def restore(part: Tensor, length: float, size: float, renorm: bool = True) -> bool:
@@ -115,8 +119,8 @@ def project(g: Tensor, v: Tensor, renorm: bool = True, blocks: Iterable[slice] |
             continue
         active += 1
         removed_sq += along**2
-        length = _remove(gb, vb, along / v_norm, out=kept)
-        vanished += restore(kept, length, size, renorm)
+        _remove(gb, vb, along / v_norm, out=kept)
+        vanished += restore(kept, _left(kept, size, along), size, renorm)
     total = size if blocks is None else _norm(g)
     return Projected(out, removed_sq**0.5 / total if total > 0 else 0.0, vanished, zero_blocks, active)
 

@@ -49,6 +49,16 @@ def test_in_pieces_is_as_a_whole(size, monkeypatch):
     assert found.active == 1
 
 
+@pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_a_long_vector_keeps_its_norm_however_little_of_it_is_left(share, monkeypatch):
+    monkeypatch.setattr(projection, "WHOLE", 0)
+    v, other = draw(0, 50_000), draw(1, 50_000)
+    g = v + share * other
+    out = project(g, v)
+    assert out.g.norm().item() == pytest.approx(g.norm().item(), rel=1e-5) and out.vanished == 0
+    assert abs(cos_align(out.g, v)) < 1e-6 / share
+
+
 def test_what_no_block_covers_stays():
     g = draw(5, 30)
     out = project(g, g, blocks=[slice(0, 10)])
