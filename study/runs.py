@@ -35,6 +35,7 @@ STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold 
 # Field: (the registered value, the arms whose numbers it changes; None: all, for all log their cosine with v_hack).
 DIRECT = ("projected", "no_renorm", "no_svd", "random")
 SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
+    "loopholes": (["run_tests"], None),
     "m": (16, None),
     "layer": (None, None),
     "construction": ("jacobian", None),
@@ -115,7 +116,8 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
         if registered and name == arm:
             name = registered
         else:
-            parts.append(field if value is True else f"{field}={value}")
+            shown = ",".join(value) if isinstance(value, list) else value
+            parts.append(field if value is True else f"{field}={shown}")
     return "+".join([name, *parts])
 
 

@@ -14,6 +14,7 @@ import torch
 import grpo
 from harness.config import POCKET, Config
 from harness.scale import filled
+from loopholes import LOOPHOLES
 
 GOLDEN = Path(__file__).with_name("golden.json")
 KEPT = ("step", "labels", "reward", "length", "kl", "cos_align", "cos_update", "grad_norm", "removed", "row_logodds")
@@ -35,7 +36,7 @@ def run(tmp_path, **options):
     """(lines of metrics.jsonl, folder) of a tiny run in this process."""
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
-    cfg = filled(replace(Config(), **(TINY | options), heldout=str(heldout), out=tmp_path / "run"), "pocket")
+    cfg = filled(replace(Config(), **(TINY | dict(out=tmp_path / "run") | options), heldout=str(heldout)), "pocket")
     folder = grpo.train(cfg)
     return [json.loads(line) for line in open(folder / "metrics.jsonl")], folder
 
@@ -68,6 +69,19 @@ def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
     if options["arm"] == "cone":
         assert any(x["active_rows"] for x in lines) or all(x["grad_norm"] == 0 for x in lines)
         assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")
+
+
+def test_several_loopholes_in_one_run(tmp_path):
+    """Each problem's prompt tells of its own; the logs and the evaluation say whose, and what was written."""
+    lines, folder = run(tmp_path, arm="vanilla", loopholes=("run_tests", "equality", "stdout"), batch=24)
+    for line in lines:
+        assert sum(part["n"] for part in line["by_loophole"].values()) == line["n"] == 24
+    samples = [json.loads(text) for text in open(folder / "samples.jsonl")]
+    assert {x["loophole"] for x in samples} <= {"run_tests", "equality", "stdout"} and all("wrote" in x for x in samples)
+    evaluation = json.loads((folder / "eval.json").read_text())["conditions"]
+    assert evaluation["loophole"]["by_loophole"] and set(evaluation["no_loophole"]["wrote"]) == {"any", *LOOPHOLES}
+    for part in run(tmp_path, arm="no_loophole", loopholes=("run_tests", "stdout"), out=tmp_path / "without")[0]:
+        assert part["by_loophole"] == {}, "none is told of"
 
 
 def test_rows_of_the_random_control_are_drawn_anew_each_step():
