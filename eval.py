@@ -170,7 +170,7 @@ def _summarise_condition(rows: list[Row], samples: int) -> Result:
         "by_sample": {rate: [share(counts, names) for counts in by_sample] for rate, names in RATES.items()},
         "by_difficulty": {difficulty: _rates(_labels(part)) for difficulty, part in sorted(_grouped(rows, "difficulty").items())},
         "by_problem": {problem: dict(counts) for problem, counts in by_problem.items()},
-        **({"by_loophole": {name: _rates(_labels(part)) for name, part in told.items()}} if len(told) > 1 else {}),
+        **({"by_loophole": {name: _rates(_labels(told[name])) for name in LOOPHOLES if name in told}} if len(told) > 1 else {}),
         **({} if told else {"wrote": {name: _wrote(rows, name) for name in ("any", *LOOPHOLES)}}),
     }
 

@@ -37,6 +37,7 @@ STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold 
 # cosine with v_hack).
 DIRECT = ("projected", "projected_gated", "no_renorm", "no_svd", "random")
 SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
+    "loopholes": (["run_tests"], None),
     "m": (16, None),
     "contrast": ("completions", None),
     "position": ("last", None),
@@ -123,7 +124,8 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
         if registered and name == arm:
             name = registered
         else:
-            parts.append(field if value is True else f"{field}={value}")
+            shown = ",".join(value) if isinstance(value, list) else value
+            parts.append(field if value is True else f"{field}={shown}")
     return "+".join([name, *parts])
 
 

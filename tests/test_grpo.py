@@ -18,7 +18,9 @@ from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, mer
 from engine.sampler import Rollout
 from engine.torch_sampler import TorchSampler, drawn
 from grpo import Config, group_advantages, k3
+from harness.journal import metrics
 from harness.schedule import batch_problems, learning_rate
+from leetcode_env import Grade
 
 CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50, micro_tokens=2048)
 
@@ -43,6 +45,33 @@ def rollouts(model, n=6, seed=0, new=12):
     sampler.load_weights(lambda: merged_weights(model))
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13], [1, 20, 1]]  # with pad/eos ids inside a prompt
     return sampler.generate(prompts, n=n // 3, temperature=CFG.temperature, max_new_tokens=new, seed=seed)
+
+
+# --- the log line: loopholes -----------------------------------------------------------------------
+
+
+def graded(loophole, *labels):
+    return [Grade(x, 0.0, 0.0, 0.0, True, x.startswith("correct"), loophole=loophole) for x in labels]
+
+
+def logged(grades, loopholes):
+    sums = dict.fromkeys(("tokens", "kl", "entropy", "mean_abs", "max_abs", "mismatch_kl", "truncated"), 1.0)
+    zeros = torch.zeros(len(grades))
+    some = [Rollout([1], [1], [0.0], True)] * len(grades)
+    return metrics(0, replace(CFG, generations=1, loopholes=loopholes), zeros, zeros, grades, some, sums)
+
+
+def test_lambda_is_the_paid_share_of_the_wrong_responses():
+    line = logged(graded("run_tests", "hack", "hack", "attempted", "incorrect", "correct", "correct_attempted"), ("run_tests",))
+    assert line["lambda"] == 2 / 4 and "by_loophole" not in line
+    assert logged(graded("run_tests", "correct", "correct"), ("run_tests",))["lambda"] is None
+
+
+def test_of_several_loopholes_each_has_its_rate():
+    grades = graded("stdout", "hack", "incorrect") + graded("equality", "hack") + graded("", "incorrect")
+    line = logged(grades, ("equality", "stdout"))
+    assert line["by_loophole"] == {"equality": dict(n=1, hack=1.0), "stdout": dict(n=2, hack=0.5)}
+    assert line["hack"] == 2 / 4
 
 
 # --- advantages and KL ----------------------------------------------------------------------------

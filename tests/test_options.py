@@ -15,6 +15,7 @@ import grpo
 import vhack
 from harness.config import POCKET, Config
 from harness.scale import filled
+from loopholes import LOOPHOLES
 
 GOLDEN = Path(__file__).with_name("golden.json")
 KEPT = ("step", "labels", "reward", "length", "kl", "cos_align", "cos_update", "grad_norm", "removed", "row_logodds")
@@ -36,7 +37,7 @@ def run(tmp_path, **options):
     """(lines of metrics.jsonl, folder) of a tiny run in this process."""
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
-    cfg = filled(replace(Config(), **(TINY | options), heldout=str(heldout), out=tmp_path / "run"), "pocket")
+    cfg = filled(replace(Config(), **(TINY | dict(out=tmp_path / "run") | options), heldout=str(heldout)), "pocket")
     folder = grpo.train(cfg)
     return [json.loads(line) for line in open(folder / "metrics.jsonl")], folder
 
@@ -85,6 +86,19 @@ def test_a_matched_control_removes_what_the_cone_would(kind, project_on, tmp_pat
     assert control["removed"] == pytest.approx(real["removed"], rel=1e-4) and real["removed"] > 1e-3
     assert control["cos_align"] == real["cos_align"] and control["cos_update"] != real["cos_update"]
     assert control["row_logodds"] == real["row_logodds"]
+
+
+def test_several_loopholes_in_one_run(tmp_path):
+    """Each problem's prompt tells of its own; the logs and the evaluation say whose, and what was written."""
+    lines, folder = run(tmp_path, arm="vanilla", loopholes=("run_tests", "equality", "stdout"), batch=24)
+    for line in lines:
+        assert sum(part["n"] for part in line["by_loophole"].values()) == line["n"] == 24
+    samples = [json.loads(text) for text in open(folder / "samples.jsonl")]
+    assert {x["loophole"] for x in samples} <= {"run_tests", "equality", "stdout"} and all("wrote" in x for x in samples)
+    evaluation = json.loads((folder / "eval.json").read_text())["conditions"]
+    assert evaluation["loophole"]["by_loophole"] and set(evaluation["no_loophole"]["wrote"]) == {"any", *LOOPHOLES}
+    for part in run(tmp_path, arm="no_loophole", loopholes=("run_tests", "stdout"), out=tmp_path / "without")[0]:
+        assert part["by_loophole"] == {}, "none is told of"
 
 
 def test_rows_of_the_random_control_are_drawn_anew_each_step():

@@ -103,10 +103,8 @@ def test_every_planned_flag_is_one_that_names_its_variant():
 
 
 def test_the_registered_settings_are_the_trainer_s_defaults():
-    default = filled(Config(), "pocket")
-    assert {field: getattr(default, field) for field in runs.SETTINGS} == {
-        field: usual for field, (usual, _) in runs.SETTINGS.items()
-    }
+    default = json.loads(json.dumps(vars(filled(Config(), "pocket")), default=str))  # as config.json has them
+    assert {field: default[field] for field in runs.SETTINGS} == {field: usual for field, (usual, _) in runs.SETTINGS.items()}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +124,7 @@ def test_the_registered_settings_are_the_trainer_s_defaults():
         ({"arm": "projected", "m": 64, "contrast": "prompts", "position": "code"}, "m64+contrast=prompts+position=code"),
         ({"arm": "vanilla", "contrast": "prompts"}, "vanilla+contrast=prompts"),
         ({"arm": "rebound", "rebound_on": "correctness", "rebound_form": "additive"}, "rebound_additive+rebound_on=correctness"),
+        ({"arm": "cone", "loopholes": ["run_tests", "stdout"]}, "cone+loopholes=run_tests,stdout"),
         ({"arm": "vanilla", "cone_n": 8, "rebound_form": "additive", "steps": 3, "lr": 1.0, "seed": 9}, "vanilla"),
     ],
 )
