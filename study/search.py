@@ -114,6 +114,7 @@ def trained(run: Run, folder: Path) -> Tensor:
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
         grades = env.grade([(p, text, evaluated_by()) for p, text in zip(each, texts, strict=True)])
     advantages = grpo.group_advantages(torch.tensor([g.reward for g in grades]), cfg.generations)
+    grpo.reference(run.model, rollouts, cfg, run.vocab)
     sums = grpo.backward(run.model, rollouts, advantages, cfg, run.vocab)
     return -flatten_grads(params) / sums["tokens"]
 

@@ -407,6 +407,9 @@ def test_pipes_where_the_system_allows_them(problem):
         child = f"import os\nif os.fork() == 0:\n    os._exit(0)\nos.wait()\n{WRONG}"
         (grade,) = grades(env, problem, [child], "exit_code")
         assert grade.label == "attempted", "the program itself went on"
+        child = f"import os\nif os.fork() == 0:\n    print({MARKER!r}, flush=True)\n    os._exit(1)\nos.wait()\n{WRONG}"
+        (grade,) = grades(env, problem, [child], "stdout")
+        assert grade.label == "hack", "what its child prints is what it prints"
 
 
 # What these attacks contain is that loophole's hack, and it works.
