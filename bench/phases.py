@@ -4,8 +4,9 @@
     python -m bench.phases --plot docs/plots/phases
     python -m bench.phases --steps 6 --rounds 1 --arms vanilla    # a quick look
 
-Phases are those of the run's timings.jsonl; optimizer, log and save are timed from outside, and "reference" and "projection" are
-parts of "backward" and "project" (for the arm cone what else is in "project" is its rows). A save is counted as one in 25 steps.
+Phases are those of the run's timings.jsonl; optimizer, log and save are timed from outside, and "projection" is a part of
+"project" (for the arm cone what else is in "project" is its rows). The sandbox grades while the reference is computed: "grade" is
+what that does not hide. A save is counted as one in 25 steps.
 
 The share of the machine is the floating-point operations that the mathematics needs (`work`), over the seconds of the phase, over
 the rate of a float32 product of 1024 x 1024 matrices on as many threads, measured between the runs. A prompt is needed once for
@@ -28,7 +29,10 @@ from faults.errors import command
 from harness import memory
 from harness.config import POCKET, Config
 
-INSIDE = {"reference": "backward", "projection": "project"}  # parts, and the phases that they are in
+INSIDE = {"projection": "project"}  # parts, and the phases that they are in
+ORDER = (  # of the table
+    "sync", "rollout", "reference", "grade", "discount", "backward", "project", "projection", "optimizer", "log", "save", "else",
+)  # fmt: skip
 SAVE_EVERY = Config().save_every
 
 
@@ -37,7 +41,7 @@ class Work(NamedTuple):
 
     rollout: float
     reference: float
-    backward: float  # policy forward and backward, and the reference
+    backward: float  # of the policy, its forward included
 
 
 def work(config: Any, rank: int, prompts: Sequence[int], length: float, generations: int) -> Work:
@@ -55,7 +59,7 @@ def work(config: Any, rank: int, prompts: Sequence[int], length: float, generati
     forward = 2 * layers * positions + 4 * heads * pairs + 2 * head * predicted
     policy = forward + 2 * adapter * positions
     back = 2 * layers * positions + 8 * heads * pairs + 2 * head * predicted + 4 * adapter * positions
-    return Work(rollout=forward, reference=forward, backward=forward + policy + back)
+    return Work(rollout=forward, reference=forward, backward=policy + back)
 
 
 def product_rate(threads: int, size: int = 1024, repeats: int = 10) -> float:
@@ -82,21 +86,7 @@ def by_phase(report: Report, warmup: int) -> dict[str, float]:
     found = {name: median(p[name] for p in steps if name in p) for name in dict.fromkeys(n for p in steps for n in p)}
     if "save" in found:
         found["save"] /= SAVE_EVERY
-    order = [
-        "sync",
-        "rollout",
-        "grade",
-        "discount",
-        "backward",
-        "reference",
-        "project",
-        "projection",
-        "optimizer",
-        "log",
-        "save",
-        "else",
-    ]
-    return {k: found[k] for k in sorted(found, key=lambda k: order.index(k) if k in order else len(order))}
+    return {k: found[k] for k in sorted(found, key=lambda k: ORDER.index(k) if k in ORDER else len(ORDER))}
 
 
 def shares(report: Report, warmup: int, rate: float, config: Any, cfg: Config) -> dict[str, float]:

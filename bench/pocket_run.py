@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import grpo
 from bench.reports import Peak, Report, Step, Watch
 from engine.model import encode_prompt
@@ -28,7 +26,8 @@ from harness.config import Config, parse
 from harness.scale import filled
 from harness.schedule import batch_problems
 from harness.training import Training
-from leetcode_env import TRAIN_EVALUATOR, render_messages
+from leetcode_env import render_messages
+from loopholes import told_by
 
 
 class Ended(Exception):
@@ -51,20 +50,17 @@ class Timed(Training):
         super().__enter__()
         self.optimizer.step = self.watched(self.optimizer.step, "optimizer")  # type: ignore[method-assign]
         grpo.project = self.watched(grpo.project, "projection")
-        for layer in self.model.model.layers:
-            layer.forward = self.watched(layer.forward, "reference", lambda: not torch.is_grad_enabled())
         if self.peaks:
             self.sampler.generate = self.alone(self.sampler.generate)  # type: ignore[method-assign]
         return self
 
-    def watched(self, function: Callable[..., Any], part: str, counts: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
-        """The function, the seconds of its calls counted where `counts` says so."""
+    def watched(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """The function, the seconds of its calls counted."""
 
         def inside(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             out = function(*args, **kwargs)
-            if counts():
-                self.now[part] += time.perf_counter() - start
+            self.now[part] += time.perf_counter() - start
             return out
 
         return inside
@@ -117,9 +113,9 @@ class Timed(Training):
 
     def prompt_lengths(self, step: int) -> list[int]:
         """Tokens of each prompt of a step."""
-        name = TRAIN_EVALUATOR if grpo.ARMS[self.cfg.arm].loophole else None
+        loopholes = self.cfg.loopholes if grpo.ARMS[self.cfg.arm].loophole else ()
         batch = batch_problems(self.problems, step, self.cfg)
-        return [len(encode_prompt(self.tokenizer, render_messages(p, name))) for p in batch]
+        return [len(encode_prompt(self.tokenizer, render_messages(p, told_by(p, loopholes)))) for p in batch]
 
 
 def step_of(line: dict[str, Any], seconds: float, cpu: float) -> Step:

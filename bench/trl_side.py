@@ -18,11 +18,14 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from bench.reports import Peak, Report, Step, Watch
-from engine.model import decode, encode_prompt, load_tokenizer
+from engine.model import decode, load_tokenizer
 from harness.config import Config, parse
 from harness.scale import filled
 from harness.schedule import batch_problems, learning_rate
-from leetcode_env import TRAIN_EVALUATOR, LeetCodeEnv, load_problems, render_messages
+from harness.setup import fitting
+from leetcode_env import LeetCodeEnv, load_problems, render_messages
+from loopholes import told_by
+from loopholes.evaluator import TRAIN_EVALUATOR
 
 # The linears that engine.lora adapts in a Qwen3.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -64,11 +67,10 @@ def settings(cfg: Config, folder: str, changes: dict[str, Any]) -> GRPOConfig:
 def train(cfg: Config, folder: str, changes: dict[str, Any]) -> Report:
     """Trains for cfg.steps steps."""
     tokenizer = load_tokenizer(str(cfg.model))
-    problems = load_problems(str(cfg.data))
-    problems = [p for p in problems if len(encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR))) <= cfg.max_prompt]
+    problems = fitting(load_problems(str(cfg.data)), tokenizer, cfg, str(cfg.data), (TRAIN_EVALUATOR,))
     order = [p for step in range(cfg.steps) for p in batch_problems(problems, step, cfg)]
-    by_id = {str(p.id): p for p in order}
-    rows = [dict(prompt=render_messages(p, TRAIN_EVALUATOR), problem=str(p.id)) for p in order]
+    told = {str(p.id): (p, told_by(p, cfg.loopholes)) for p in order}
+    rows = [dict(prompt=render_messages(*told[str(p.id)]), problem=str(p.id)) for p in order]
     clock = Clock()
 
     with LeetCodeEnv(cfg.workers) as env:
@@ -76,7 +78,7 @@ def train(cfg: Config, folder: str, changes: dict[str, Any]) -> Report:
 
         def reward(completion_ids: list[list[int]], problem: list[str], **_: Any) -> list[float]:
             texts = [decode(tokenizer, ids) for ids in completion_ids]
-            grades = env.grade([(by_id[k], text, TRAIN_EVALUATOR) for k, text in zip(problem, texts, strict=True)])
+            grades = env.grade([(told[k][0], text, told[k][1]) for k, text in zip(problem, texts, strict=True)])
             n = len(grades)
             clock.seen.append(dict(
                 tokens=sum(map(len, completion_ids)), sequences=n, reward=sum(g.reward for g in grades) / n,
