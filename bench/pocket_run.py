@@ -28,7 +28,8 @@ from harness.config import Config, parse
 from harness.scale import filled
 from harness.schedule import batch_problems
 from harness.training import Training
-from leetcode_env import TRAIN_EVALUATOR, render_messages
+from leetcode_env import render_messages
+from loopholes import told_by
 
 
 class Ended(Exception):
@@ -117,9 +118,9 @@ class Timed(Training):
 
     def prompt_lengths(self, step: int) -> list[int]:
         """Tokens of each prompt of a step."""
-        name = TRAIN_EVALUATOR if grpo.ARMS[self.cfg.arm].loophole else None
+        loopholes = self.cfg.loopholes if grpo.ARMS[self.cfg.arm].loophole else ()
         batch = batch_problems(self.problems, step, self.cfg)
-        return [len(encode_prompt(self.tokenizer, render_messages(p, name))) for p in batch]
+        return [len(encode_prompt(self.tokenizer, render_messages(p, told_by(p, loopholes)))) for p in batch]
 
 
 def step_of(line: dict[str, Any], seconds: float, cpu: float) -> Step:

@@ -22,7 +22,8 @@ from engine.model import decode, encode_prompt, load_tokenizer
 from harness.config import Config, parse
 from harness.scale import filled
 from harness.schedule import batch_problems, learning_rate
-from leetcode_env import TRAIN_EVALUATOR, LeetCodeEnv, load_problems, render_messages
+from leetcode_env import LeetCodeEnv, load_problems, render_messages
+from loopholes import evaluated_by
 
 # The linears that engine.lora adapts in a Qwen3.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -65,10 +66,10 @@ def train(cfg: Config, folder: str, changes: dict[str, Any]) -> Report:
     """Trains for cfg.steps steps."""
     tokenizer = load_tokenizer(str(cfg.model))
     problems = load_problems(str(cfg.data))
-    problems = [p for p in problems if len(encode_prompt(tokenizer, render_messages(p, TRAIN_EVALUATOR))) <= cfg.max_prompt]
+    problems = [p for p in problems if len(encode_prompt(tokenizer, render_messages(p, evaluated_by()))) <= cfg.max_prompt]
     order = [p for step in range(cfg.steps) for p in batch_problems(problems, step, cfg)]
     by_id = {str(p.id): p for p in order}
-    rows = [dict(prompt=render_messages(p, TRAIN_EVALUATOR), problem=str(p.id)) for p in order]
+    rows = [dict(prompt=render_messages(p, evaluated_by()), problem=str(p.id)) for p in order]
     clock = Clock()
 
     with LeetCodeEnv(cfg.workers) as env:
@@ -76,7 +77,7 @@ def train(cfg: Config, folder: str, changes: dict[str, Any]) -> Report:
 
         def reward(completion_ids: list[list[int]], problem: list[str], **_: Any) -> list[float]:
             texts = [decode(tokenizer, ids) for ids in completion_ids]
-            grades = env.grade([(by_id[k], text, TRAIN_EVALUATOR) for k, text in zip(problem, texts, strict=True)])
+            grades = env.grade([(by_id[k], text, evaluated_by()) for k, text in zip(problem, texts, strict=True)])
             n = len(grades)
             clock.seen.append(dict(
                 tokens=sum(map(len, completion_ids)), sequences=n, reward=sum(g.reward for g in grades) / n,
