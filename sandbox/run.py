@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import marshal
 import os
-import sys
 import time
 from contextlib import suppress
 
@@ -27,9 +26,11 @@ def read_job(fd: int) -> dict[str, Any]:
     return job
 
 
-def run_unheard(job: dict[str, Any], names: dict[str, Any], flush: Any = sys.stdout.flush) -> int:
+def run_unheard(job: dict[str, Any], names: dict[str, Any], flush: Callable[[], None]) -> int:
     """Load the program and make the calls, for what is seen of that from outside. Returns the process's exit code, 0 only where
-    the program asked for it: one that goes on to be tested has not ended by itself."""
+    the program asked for it: one that goes on to be tested has not ended by itself.
+
+    flush: that of standard output, taken before the program could put another in its place."""
     try:
         exec(compile(job["source"], "response.py", "exec", dont_inherit=True), names)
         for call in job["calls"]:

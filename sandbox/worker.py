@@ -182,7 +182,7 @@ class _Worker:
                 os.write(3, HEAD.pack(wire.ERROR, 5) + b"setup")
             elif job["look_at"]:
                 os.close(3)
-                code = run_unheard(job, namespace)
+                code = run_unheard(job, namespace, sys.stdout.flush)
             else:
                 run_program(3, job, namespace)
         finally:
