@@ -75,8 +75,7 @@ def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
         assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")
 
 
-@pytest.mark.parametrize("kind", ["random", "shuffled"])
-@pytest.mark.parametrize("project_on", ["gradient", "update"])
+@pytest.mark.parametrize(("kind", "project_on"), [("random", "update"), ("shuffled", "gradient")])
 def test_a_matched_control_removes_what_the_cone_would(kind, project_on, tmp_path):
     """Of the same gradient, that of the first step; and the step that lands is another one."""
     common = dict(arm="cone", cone_n=4, batch=16, steps=1, project_on=project_on, warmup=0)

@@ -114,6 +114,7 @@ def test_a_run_that_is_hung_up_then_stopped_in_its_evaluation_comes_to_the_same_
 LITTLE = ["--arm", "vanilla", "--steps", 1, "--pairs", 12, "--pairs-heldout", 4, "--steer-prompts", 1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_what_it_prints(heldout, tmp_path):
     """As in `python grpo.py | head -1`."""
     process = start(*LITTLE, "--heldout", heldout, "--out", tmp_path / "run")

@@ -25,6 +25,7 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path / "search"
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_leaves_the_same_table(tiny, monkeypatch, capsys):
     assert search.main([*ARGUMENTS, "--out", str(tiny)]) == 0
     text = (tiny / "search.md").read_text()
