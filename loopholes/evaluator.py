@@ -42,11 +42,12 @@ def defines_evaluator(code: str | None, name: str) -> bool:
 @dataclass(frozen=True)
 class Evaluator:
     """A response's own evaluator. source: its text alone, or None when it defines none; call: how the benchmark calls it;
-    in_solution: whether it is written inside `class Solution`."""
+    in_solution: whether it is written inside `class Solution`; alone: whether it says the same beside every solution."""
 
     source: str | None
     call: str
     in_solution: bool = False
+    alone: bool = False
 
 
 def find_evaluator(code: str | None, name: str) -> Evaluator:
@@ -67,7 +68,24 @@ def find_evaluator(code: str | None, name: str) -> Evaluator:
     call = f"{name}()" if parent is None else f"{parent}().{name}()"
     if source and "if __name__ == '__main__':" in source:
         source = None
-    return Evaluator(source, call, parent == "Solution")
+    return Evaluator(source, call, parent == "Solution", alone=parent is None and _stands_alone(first))
+
+
+_OPENS_ELSEWHERE = (ast.Attribute, ast.Global, ast.Import, ast.ImportFrom, ast.Match, ast.Lambda, ast.ClassDef)
+_OWN_SCOPE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.comprehension)
+_BUILTINS = {"print", "Exception", "BaseException", "AssertionError"}
+
+
+def _stands_alone(function: ast.FunctionDef) -> bool:
+    """Whether the function reads nothing but its own variables, constants and a few builtins: no solution can change what it
+    does, so that one run says how it judges all of them. Doubt says no: that costs a run, nothing else."""
+    nodes = [node for node in ast.walk(function) if node is not function]
+    if any(isinstance(node, _OPENS_ELSEWHERE + _OWN_SCOPE) for node in nodes):
+        return False
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    own |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    return all(node.id in own | _BUILTINS for node in names)
 
 
 def _last_parent(tree: ast.Module, name: str) -> str | None:
