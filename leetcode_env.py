@@ -151,8 +151,8 @@ class LeetCodeEnv:
         return [r.grade(**{kind: judged[r, kind].passed for kind in _LOOPHOLE_RUNS if (r, kind) in judged}) for r in responses]
 
     def _run_all(self, asked: Iterable[tuple[_Response, str, _Job | None]]) -> dict[tuple[_Response, str], Outcome]:
-        """Equal programs run once, and a missing program has not passed. An evaluator that an earlier batch has seen beside the same
-        solution is not asked again: a policy that hacks writes the same few a thousand times."""
+        """Equal programs run once, and a missing program has not passed. An evaluator that an earlier batch has seen beside the
+        same solution is not asked again: a policy that hacks writes the same few a thousand times."""
         users = defaultdict(list)
         for response, kind, job in asked:
             users[job].append((response, kind))
