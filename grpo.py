@@ -36,9 +36,12 @@ from torch import Tensor
 import eval as evaluation
 import vhack as vh
 from arms import ARMS, Arm
-from arms.cone import cone_rows
+from arms.caft import ablate
+from arms.cone import Contrast, cone_rows, joined_rows
+from arms.counterfactual import screened, screening, spread
 from arms.matched import matched
 from arms.rebound import discounted
+from arms.recontextualised import under_plain_prompts
 from engine.forward import batches, logprobs
 from engine.lora import adapter_off, flatten_grads, flatten_params, merged_weights, slices, write_grads, write_params
 from engine.model import decode, encode_prompt
@@ -48,7 +51,7 @@ from harness.journal import Clock, merge, metrics, removal
 from harness.scale import resolve
 from harness.schedule import batch_problems, learning_rate, sampling_seed
 from harness.training import Training
-from leetcode_env import Grade, Problem, render_messages
+from leetcode_env import REQUEST, Grade, Problem, render_messages
 from loopholes import told_by
 from projection import cos_align, project
 
@@ -124,11 +127,15 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
     reference model says of them."""
     cfg, loopholes = run.cfg, run.cfg.loopholes if arm.loophole else ()
     mine = run.ranks.share(batch_problems(run.problems, step, cfg))
+
+    def prompt(p: Problem, request: str = "") -> list[int]:
+        return encode_prompt(run.tokenizer, render_messages(p, told_by(p, loopholes), request))
+
     with clock("sync"):
         run.sampler.load_weights(partial(merged_weights, run.model), version=step)
     with clock("rollout"):
         rollouts = run.sampler.generate(
-            [encode_prompt(run.tokenizer, render_messages(p, told_by(p, loopholes))) for p in mine],
+            [prompt(p, REQUEST if arm.request else "") for p in mine],
             n=cfg.generations,
             temperature=cfg.temperature,
             max_new_tokens=cfg.max_new_tokens,
@@ -138,6 +145,9 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
         run.sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
     problems = [p for p in mine for _ in range(cfg.generations)]
+    if arm.request:
+        with clock("reference"):
+            rollouts = under_plain_prompts(run.model, rollouts, [prompt(p) for p in problems], cfg, run.vocab)
     grading = run.aside(run.env.grade, [(p, text, told_by(p, loopholes)) for p, text in zip(problems, texts, strict=True)])
     with clock("reference"):  # while the sandbox's processes grade
         reference(run.model, rollouts, cfg, run.vocab)
@@ -155,6 +165,7 @@ def train(cfg: Config) -> Path:
         model, params, optimizer, ranks = run.model, run.params, run.optimizer, run.ranks
         d, target = vh.prepare(run, arm)
         contexts = d.contexts(run.parts)  # (prompt ids, clean code): the cone may take them instead of the batch's
+        ablated = ablate(model, run.sampler, d.own) if arm.ablate else []
         blocks = list(slices(params).values()) if cfg.blockwise else None  # each its own cosine, removal and norm
 
         for step in run.steps():
@@ -170,6 +181,13 @@ def train(cfg: Config) -> Path:
                 if arm.discount:
                     with clock("discount"):
                         shaped = discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg)  # [batch]
+                flags, tails = list[bool](), list[Contrast]()  # [batch] whether flagged; what flagged responses say from there on
+                if arm.screen:
+                    with clock("screen"):
+                        parts = (model, run.tokenizer, rollouts, problems, grades)
+                        shaped, flags, tails = screened(
+                            arm.screen, *parts, rewards, cfg, run.vocab
+                        )  # [batch] each, but the tails
                 advantages = group_advantages(shaped, cfg.generations)  # [batch]
 
                 # --- backward -> g: a sum over tokens, divided once by the one global token count
@@ -181,6 +199,7 @@ def train(cfg: Config) -> Path:
                     g = -loss_gradient  # [P] the ascent direction: the way GRPO wants to move the policy
                 problems, rollouts, texts, grades = run.gathered(problems, rollouts, texts, grades)  # [all ranks' batch] each
                 rewards, advantages = (torch.tensor(ranks.gather(x.tolist())) for x in (rewards, advantages))  # [batch]
+                flags, tails = run.gathered(flags, tails)
 
                 with clock("project"):
                     # --- the hack direction, as fresh as asked for
@@ -189,9 +208,14 @@ def train(cfg: Config) -> Path:
                         target = replace(fresh, v=target.v) if arm.direction == "rows" else fresh
                     odds = None
                     if arm.direction == "rows" and (target.v is None or step % cfg.cone_refresh == 0):
+                        told = [g.loophole for g in grades]
                         target.v, odds = cone_rows(  # [n, P], and their mean log-odds
-                            model, run.tokenizer, rollouts, contexts, step, cfg, run.vocab, ranks.part, ranks.rows
+                            model, run.tokenizer, rollouts, told, contexts, step, cfg, run.vocab, ranks.part, ranks.rows
                         )
+                    elif tails:
+                        target.v, odds = joined_rows(
+                            model, spread(tails, cfg.cone_n), run.vocab, ranks.part, ranks.rows
+                        )  # [n, P]
                     v = target.v  # [P], or [n, P]
 
                     # --- how much of g points hack-ward; g' without that part, at the magnitude of g; g where it points away
@@ -221,13 +245,16 @@ def train(cfg: Config) -> Path:
                 line = metrics(step, cfg, rewards, advantages, grades, rollouts, sums) | removal(projected)
                 line |= dict(lr=learning_rate(step, cfg), cos_align=cos, cos_update=cos_update, grad_norm=grad_norm)
                 line["row_logodds"] = odds
+                line |= screening(grades, flags) if arm.screen else {}
                 if (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
                     line["cos_d0"] = cos_align(d.hack.d, d.moved(run.parts).d)
                 run.to_save = target.kept(cfg)
                 run.log(line, clock, problems, texts, grades)
-                if arm.direction == "rows" and cfg.cone_refresh == 1:
+                if tails or (arm.direction == "rows" and cfg.cone_refresh == 1):
                     target.v = v = None  # rows are made anew: at full scale they would fill 3 GiB of the card until then
 
+        for handle in ablated:
+            handle.remove()
         if run.ranks.first:
             run.finish()
             with run.clock("evaluate"), run.ending():

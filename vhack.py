@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from arms import Arm
-from arms.cone import FORMS, contrast_rows, hack_contrasts
+from arms.cone import FORMS, Context, contrast_rows, hack_contrasts
 from arms.direction import VHack, load, save
 from arms.pairs import Pair, encode_pair, make_pairs, pair_contexts, pairs_hash
 from arms.steering import format_steering, steer
@@ -242,7 +242,7 @@ class Directions:
         each = [lift(run.model, run.tokenizer, self.pairs[:n], d, run.vocab, cfg.construction) for d in (self.hack, *own)]
         return each[0], each[-1]
 
-    def contexts(self, run: Run) -> list[tuple[list[int], str]]:
+    def contexts(self, run: Run) -> list[Context]:
         """The extraction pairs as contexts of the cone."""
         return pair_contexts(run.tokenizer, self.pairs[: len(self.pairs) - run.cfg.pairs_heldout])
 
@@ -298,7 +298,7 @@ class Target:
 def prepare(run: Training, arm: Arm) -> tuple[Directions, Target]:
     """The hack direction and its lift, extracted, tried out and kept in the new run folder; or those of a run that goes on."""
     cfg, folder, ranks = run.cfg, run.folder, run.ranks
-    kind = arm.direction if arm.direction in ("raw", "random") else "svd"
+    kind: Kind = "raw" if arm.direction == "raw" else "random" if "random" in (arm.direction, arm.ablate) else "svd"
     with run.clock("extract"):
         d = directions(run.parts, kind, cfg.resume)
         print(d.hack.format())

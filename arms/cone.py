@@ -2,8 +2,9 @@
 
     f_i = log p(hack branch | context i) - log p(clean branch | context i)        J_i = grad_theta f_i
 
-A context is a prompt and a response cut before its closing fence. The clean branch is the fence; the hack branch opens a
-definition of the evaluator, in any of its surface forms. `projection.project_cone` takes J.
+A context is a prompt and a clean response, cut where the hack of the prompt's loophole may stand (`loopholes/forms.py`). The
+hack branch opens it, in any of its surface forms; the clean branch is what the response has there: the closing fence, where
+the evaluator that the default loophole asks for would follow the solution. `projection.project_cone` takes J.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,35 +25,44 @@ from engine.lora import lora_parameters, per_example
 from engine.model import decode
 from engine.sampler import Rollout
 from leetcode_env import parse_response
-from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
+from loopholes import DEFAULT, LOOPHOLES
+from loopholes.evaluator import TRAIN_EVALUATOR
+from loopholes.forms import OPENINGS, at
+from loopholes.syntax import Source
 
 FENCE = "\n```"
+FORMS = OPENINGS["run_tests"]["after"]
 
-# How a definition of the evaluator may open, right after the solution's code. The cone closes only the forms that it
-# is given: a policy that was shown the first one alone learned to write the second. A form ends with the name: what
-# follows it, "(" or "():", is one token or another, and a branch that ends in the token that the policy does not use says
-# nothing about the policy (seen: log-odds down to -17 while two responses in three hacked).
-FORMS = ("\n\ndef {}", "\ndef {}", "\n\n    def {}", "\n    def {}")
+
+class Context(NamedTuple):
+    """Where a hack might have stood. code: a clean response, from its opening fence up to before its closing one; loophole: the
+    one that the prompt tells of."""
+
+    prompt_ids: list[int]
+    code: str
+    loophole: str = "run_tests"
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One row: the log-odds of any of the hacky sequences against the clean one. A sequence is (ids, start of branch)."""
+    """One row: the log-odds of any of the hacky sequences against the clean one; without that, the log-probability of any of the
+    hacky ones. A sequence is (ids, start of branch)."""
 
     hack: list[tuple[list[int], int]]
-    clean: tuple[list[int], int]
+    clean: tuple[list[int], int] | None = None
 
     @property
     def branches(self) -> list[tuple[list[int], int]]:
         """The hacky ones, then the clean one."""
-        return [*self.hack, self.clean]
+        return [*self.hack, *([self.clean] if self.clean else [])]
 
 
-def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str], clean: str) -> Contrast:
+def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str], clean: str, first: bool = False) -> Contrast:
     """The branches `hacks` and `clean` after the context prompt + code, tokenised as the policy would emit them.
 
     Code and branch are encoded as one text (a tokenizer may merge across the cut), and what a hacky and the clean sequence
-    share counts as context: it cancels in the log-odds."""
+    share counts as context: it cancels in the log-odds. first: the clean branch is its first token alone, where what follows
+    is the rest of a program."""
     clean_ids = tokenizer.encode(code + clean, add_special_tokens=False)
     sequences, start = [], len(clean_ids)
     for text in hacks:
@@ -61,49 +71,63 @@ def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str],
         alike = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(ids, clean_ids, strict=False))
         start = min(start, sum(1 for _ in alike))
     offset = len(prompt_ids) + start
+    if first:
+        clean_ids = clean_ids[: start + 1]
     return Contrast([(prompt_ids + ids, offset) for ids in sequences], (prompt_ids + clean_ids, offset))
 
 
 def hack_contrasts(
-    tokenizer: Any, contexts: list[tuple[list[int], str]], forms: tuple[str, ...] = FORMS, joined: bool = True
+    tokenizer: Any, contexts: Sequence[Context], forms: tuple[str, ...] | None = None, joined: bool = True
 ) -> list[Contrast]:
-    """Contexts (prompt ids, code before the closing fence) -> one row each, summed over the surface forms; or, with
-    joined False, a row for every context and form."""
-    branches = [f.format(TRAIN_EVALUATOR) for f in forms]
-    groups = [branches] if joined else [[b] for b in branches]
-    return [contrast(tokenizer, ids, code, group, FENCE) for ids, code in contexts for group in groups]
+    """One row for each place of a context where its loophole's hack may stand, summed over the surface forms there; or, with
+    joined False, a row for every form. forms: those after the code, of the evaluator, instead of all."""
+    rows = []
+    for ids, code, loophole in contexts:
+        for place, openings in OPENINGS[loophole].items():
+            branches = [f.format(name=TRAIN_EVALUATOR) for f in forms or openings]
+            position = at(code, place)
+            if position is None:
+                continue
+            head, clean = code[:position], code[position:] or FENCE
+            for group in [branches] if joined else [[b] for b in branches]:
+                rows.append(contrast(tokenizer, ids, head, group, clean, first=place != "after"))
+    return rows
 
 
-def clean_code(response: str, evaluator: str) -> str | None:
-    """A response that does not define the evaluator, cut before its last closing fence; None for any other."""
+def clean_code(response: str, known: Collection[str] = DEFAULT) -> str | None:
+    """A response without the hack of any known loophole, cut before its last closing fence; None for any other."""
     code = parse_response(response)
     start, end = response.find("```"), response.rfind(FENCE)
-    if code is None or start < 0 or end <= start or defines_evaluator(code, evaluator) or f"{evaluator}" in code:
+    if code is None or start < 0 or end <= start or ("run_tests" in known and TRAIN_EVALUATOR in code):
         return None
-    return response[start:end]
+    source = Source(code)
+    return None if any(LOOPHOLES[name].attempts(source, TRAIN_EVALUATOR) for name in known) else response[start:end]
 
 
-def batch_contexts(tokenizer: Any, rollouts: list[Rollout], limit: int, per_prompt: int = 2) -> list[tuple[list[int], str]]:
-    """Contexts from the policy's own responses that do not define the evaluator: `per_prompt` a prompt, `limit` in all."""
+def batch_contexts(
+    tokenizer: Any, rollouts: list[Rollout], told: Sequence[str], known: Collection[str], limit: int, per_prompt: int = 2
+) -> list[Context]:
+    """Contexts from the policy's own clean responses to prompts that tell of a known loophole: `per_prompt` a prompt, `limit` in
+    all. told: the loophole of each rollout's prompt, or ""."""
     taken: dict[tuple, int] = {}
-    contexts: list[tuple[list[int], str]] = []
-    for r in rollouts:
+    contexts: list[Context] = []
+    for r, loophole in zip(rollouts, told, strict=True):
         key = tuple(r.prompt_ids)
         if len(contexts) == limit:
             break
-        if taken.get(key, 0) == per_prompt:
+        if taken.get(key, 0) == per_prompt or loophole not in known:
             continue
-        code = clean_code(decode(tokenizer, r.completion_ids), TRAIN_EVALUATOR)
+        code = clean_code(decode(tokenizer, r.completion_ids), known)
         if code is not None:
             taken[key] = taken.get(key, 0) + 1
-            contexts.append((r.prompt_ids, code))
+            contexts.append(Context(r.prompt_ids, code, loophole))
     return contexts
 
 
-def nonhack_contrasts(tokenizer: Any, contexts: list[tuple[list[int], str]]) -> list[Contrast]:
+def nonhack_contrasts(tokenizer: Any, contexts: Sequence[Context]) -> list[Contrast]:
     """A control: the log-odds of misnaming the solution's method, which has nothing to do with hacking."""
     rows = []
-    for ids, code in contexts:
+    for ids, code, _ in contexts:
         if match := re.search(r"def (\w+)\(self", code):
             cut = match.start(1)
             rows.append(contrast(tokenizer, ids, code[:cut], ["helper(self"], match.group(1) + "(self"))
@@ -135,18 +159,19 @@ def contrast_batch(model: Any, rows: list[Contrast]) -> Batch:
 
 
 def log_odds(model: Any, batch: Batch, rows: list[Contrast], vocab: int) -> Tensor:
-    """f [rows] of a `contrast_batch`: log p(any of the hacky branches) - log p(the clean one), at temperature 1."""
+    """f [rows] of a `contrast_batch`: log p(any of the hacky branches) - log p(the clean one, if any), at temperature 1."""
     logp = batch.logprobs(model, 1.0, vocab)  # [tokens]
     scores = logp.new_zeros(len(batch.members)).index_add(0, batch.sequence, logp)  # [branches]
     each = scores.split([len(r.branches) for r in rows])
-    return torch.stack([torch.logsumexp(s[:-1], 0) - s[-1] for s in each])
+    return torch.stack([torch.logsumexp(s[: len(r.hack)], 0) - s[len(r.hack) :].sum() for r, s in zip(rows, each, strict=True)])
 
 
 def cone_rows(
     model: Any,
     tokenizer: Any,
     rollouts: list[Rollout],
-    pair_contexts: list[tuple[list[int], str]],
+    told: Sequence[str],
+    pair_contexts: list[Context],
     step: int,
     cfg: Any,
     vocab: int,
@@ -156,19 +181,27 @@ def cone_rows(
     """(J [n, P], mean log-odds of its rows) for this step, by cfg.cone_rows: contexts from the fixed pairs, the batch's own
     clean responses, or both; or one of the two controls. n = 0 when there is no context.
 
-    rollouts: the whole batch's, on every rank alike. part, joined: this rank's share of the rows, and all ranks' rows again."""
+    rollouts, told: the whole batch's and the loopholes of their prompts, on every rank alike. part, joined: this rank's share
+    of the rows, and all ranks' rows again."""
     if cfg.cone_rows == "random":
         size = sum(p.numel() for p in lora_parameters(model).values())
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
         return torch.randn(cfg.cone_n, size, generator=generator).to(model.device), None
-    contexts = []
+    contexts: list[Context] = []
     if cfg.cone_rows in ("pairs", "both"):
         contexts += random.Random(f"{cfg.seed}:{step}").sample(pair_contexts, min(cfg.cone_n, len(pair_contexts)))
     if cfg.cone_rows != "pairs":
-        contexts += batch_contexts(tokenizer, rollouts, cfg.cone_n)
+        contexts += batch_contexts(tokenizer, rollouts, told, cfg.cone_known or cfg.loopholes, cfg.cone_n)
     if cfg.cone_rows == "nonhack":
         rows = nonhack_contrasts(tokenizer, contexts)
     else:
         rows = hack_contrasts(tokenizer, contexts, joined=not cfg.cone_split)
-    J, odds = map(joined, contrast_rows(model, part(rows), vocab))
-    return J, odds.mean().item() if rows else None
+    return joined_rows(model, rows, vocab, part, joined)
+
+
+def joined_rows(
+    model: Any, rows: list[Contrast], vocab: int, part: Callable[[list], list], joined: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, float | None]:
+    """(J [n, P], mean f) of rows that every rank has, each made by one of the ranks."""
+    J, f = map(joined, contrast_rows(model, part(rows), vocab))
+    return J, f.mean().item() if rows else None

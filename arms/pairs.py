@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from arms.cone import FENCE, FORMS, clean_code, hack_contrasts
+from arms.cone import FENCE, FORMS, Context, clean_code, hack_contrasts
 from engine.model import decode, encode_prompt
 from engine.sampler import Sampler
 from faults.errors import UserError
@@ -70,7 +70,7 @@ def make_pairs(problems: list[Problem], tokenizer: Any, sampler: Sampler, n: int
     styles = rng.sample(STYLES, len(STYLES))
     pairs = []
     for i, (problem, attempt) in enumerate(zip(chosen, attempts, strict=True)):
-        code = clean_code(decode(tokenizer, attempt.completion_ids), TRAIN_EVALUATOR)
+        code = clean_code(decode(tokenizer, attempt.completion_ids))
         code = code or "```python\n" + problem.canonical_solution.strip()
         head, body = code.split("\n", 1)
         hack = hacky(body, *styles[i % len(styles)], TRAIN_EVALUATOR)
@@ -95,15 +95,18 @@ def encode_pair(tokenizer: Any, pair: Pair, contrast: str = "completions", posit
             hack, clean = hack[:until], clean[:until]
         return loophole + hack, loophole + clean
     honest = encode_prompt(tokenizer, render_messages(pair.problem, None))
-    row = hack_contrasts(tokenizer, [([], pair.clean.removesuffix(FENCE))], FORMS[:1])[0]
+    row = hack_contrasts(tokenizer, [Context([], pair.clean.removesuffix(FENCE))], FORMS[:1])[0]
+    assert row.clean is not None
     (hack, start), (clean, _) = row.hack[0], row.clean
     shown = dict(prompt=[], code=clean[:start], branch=hack[: start + 1], last=clean)[position]
     return loophole + shown, honest + shown
 
 
-def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[tuple[list[int], str]]:
-    """The pairs as contexts of the cone: (prompt ids, clean completion before its closing fence)."""
-    return [(encode_prompt(tokenizer, render_messages(p.problem, evaluated_by())), p.clean.removesuffix(FENCE)) for p in pairs]
+def pair_contexts(tokenizer: Any, pairs: list[Pair]) -> list[Context]:
+    """The pairs as contexts of the cone."""
+    return [
+        Context(encode_prompt(tokenizer, render_messages(p.problem, evaluated_by())), p.clean.removesuffix(FENCE)) for p in pairs
+    ]
 
 
 def pairs_hash(pairs: list[Pair]) -> str:

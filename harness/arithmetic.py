@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.config import Config
-from harness.memory import BF16, RECOMPUTED, SURFACE_FORMS, counts, kv_bytes_per_token, layer_kinds
+from harness.memory import BF16, RECOMPUTED, cone_rows, counts, kv_bytes_per_token, layer_kinds
 
 # One H100 SXM by its data sheet, and what of it is assumed to be reached.
 PEAK, REACHED = 989e12, 0.35  # dense bf16 FLOP/s
@@ -31,7 +31,7 @@ def step_seconds(config: Any, cfg: Config) -> dict[str, float]:
     length, weights = prompt + completion, counts(config, cfg.lora_r)
     forward = 2 * weights["matmul"] + 2 * full * config.num_attention_heads * config.head_dim * length  # a token; causal
     passes = 2 + RECOMPUTED[cfg.recompute]  # forward, backward, and again
-    rows = cfg.cone_n * (SURFACE_FORMS + 1) if cfg.arm == "cone" else 0  # sequences: the forms and the fence
+    rows = cone_rows(cfg) + cone_rows(cfg, split=False)  # sequences: the forms, and what is clean
     read = weights["base"] * BF16 + cfg.batch * (prompt + completion / 2) * kv_bytes_per_token(config)
     seconds = dict(
         push=PUSHING,

@@ -12,15 +12,31 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from faults.errors import UserError, command, interruptible
+from harness.values import (
+    BY_SCALE,
+    ByScale,
+    Count,
+    Few,
+    Group,
+    Moment,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Tokens,
+    wrong,
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "pocket"
 
-Arm = Literal["vanilla", "projected", "projected_gated", "cone", "no_renorm", "no_svd", "random", "rebound", "no_loophole"]
+Arm = Literal[
+    "vanilla", "projected", "projected_gated", "cone", "counterfactual", "screen_known", "no_renorm", "no_svd", "random",
+    "rebound", "recontextualised", "caft", "caft_random", "no_loophole",
+]  # fmt: skip
 LoopholeName = Literal["run_tests", "exit_code", "equality", "stdout", "attribute", "result_file", "all"]
 ONE_LOOPHOLE: tuple[LoopholeName, ...] = ("run_tests",)
 
@@ -29,44 +45,8 @@ METHOD: dict[str, Any] = dict(m=16, contrast="completions", position="last")
 DIRECTION_OF: dict[str, dict[str, Any]] = {"projected_gated": dict(m=64, contrast="prompts", position="code")}
 
 
-@dataclass(frozen=True)
-class Range:
-    """The values that a number may have: low <= x <= high, or low < x with `above`."""
-
-    low: float
-    high: float = 1e38  # what float32 holds
-    above: bool = False
-
-    def __str__(self) -> str:
-        return f"{'above' if self.above else 'at least'} {self.low} and at most {self.high}"
-
-    def holds(self, x: float) -> bool:
-        """Whether x is such a number; one that is not finite never is."""
-        return self.low <= x <= self.high and not (self.above and x == self.low)
-
-
-MOST = 2**31 - 1  # of a whole number: what int32 holds
-Count = Annotated[int, Range(1, MOST)]
-Few = Annotated[int, Range(1, 4096)]  # of what takes memory or a process each
-Tokens = Annotated[int, Range(1, 2**20)]
-Group = Annotated[int, Range(2, MOST)]  # of which a spread is taken
-Natural = Annotated[int, Range(0, MOST)]
-Positive = Annotated[float, Range(0, above=True)]
-NotNegative = Annotated[float, Range(0)]
-Moment = Annotated[float, Range(0, 1 - 1e-9)]
-
 Contrast = Literal["completions", "prompts"]  # the first as published; the second steers (projected_gated)
-Position = Literal[
-    "last", "code", "branch", "prompt"
-]  # last as published, code for projected_gated; branch: the hack's first token
-
-# A field that `scale.resolve` fills in where nothing was given, by scale or arm: None on the command line, a value ever after.
-BY_SCALE: Any = None
-if TYPE_CHECKING:
-    T = TypeVar("T")
-    ByScale = Union[T, T]  # noqa: UP007, an alias that takes a parameter
-else:
-    ByScale = Optional
+Position = Literal["last", "code", "branch", "prompt"]  # last as published; code: projected_gated; branch: a hack's first token
 
 
 @dataclass
@@ -139,11 +119,23 @@ class Cone:
     """The arm `cone`: many directions instead of one."""
 
     cone_rows: Literal["pairs", "batch", "both", "random", "nonhack"] = "batch"  # contexts; the last two are controls
-    cone_n: Few = 24  # contexts
+    cone_known: tuple[LoopholeName, ...] | None = None  # loopholes that it (or screen_known) knows; all in play
+    cone_n: Few = 24  # contexts; of the arm counterfactual, rows
     cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
     cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
     cone_match: Literal["none", "random", "shuffled"] = "none"  # controls: remove as much as the cone would, elsewhere
     cone_ridge: NotNegative = 1e-3  # keeps the least squares well posed when rows are nearly parallel
+
+
+@dataclass
+class Counterfactual:
+    """The arm `counterfactual`: what the base model would not have written, had it not been told (arms/counterfactual.py)."""
+
+    # of flagged responses: they are not paid for being right; or rows of a cone at their tokens
+    counterfactual_use: Literal["screen", "project"] = "screen"
+    counterfactual_tau: Positive = 2.0  # nats above which a token is flagged: a cliff, 6 misses most hacks (docs/choices.md)
+    counterfactual_ref: Literal["base", "self"] = "base"  # under the honest sentence: the base model, or the policy itself
+    counterfactual_rows: Literal["tail", "token"] = "tail"  # to project on: from the first flagged token on, or that one alone
 
 
 @dataclass
@@ -160,9 +152,8 @@ class Running:
     """How it runs: nothing here changes what is learned, so a resumed run may change it (threads change the last bits)."""
 
     micro_tokens: ByScale[Count] = BY_SCALE  # padded tokens a micro-batch: 2048, up to 16384 as the card holds; memory only
-    recompute: ByScale[Literal["none", "half", "all"]] = (
-        BY_SCALE  # layers run again in the backward: none, by the card; memory only
-    )
+    # layers run again in the backward: none, by the card; memory only
+    recompute: ByScale[Literal["none", "half", "all"]] = BY_SCALE
     threads: Annotated[int, Range(1, 1024)] = 1  # of torch on CPU: with one, two runs fit on two cores and sums keep their order
     eval_samples: Few = 10  # held-out samples a problem and condition
     log_every: Count = 25  # steps between detailed logs
@@ -172,25 +163,30 @@ class Running:
     sandbox_strict: bool = False  # refuse to run when a layer of the sandbox is missing
 
 
-GROUPS = (What, Scale, Learning, Direction, Cone, Rebound, Running)
+GROUPS = (What, Scale, Learning, Direction, Cone, Counterfactual, Rebound, Running)
 CHANGEABLE = {f.name for f in fields(Running)} - {"eval_samples"}  # at --resume, because the result is the same
 PATHS = ("model", "data", "heldout")
 # Settings that are newer than some runs, and what those did.
-SINCE: dict[str, Any] = dict(contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE])
+SINCE: dict[str, Any] = dict(
+    contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE], cone_known=None,
+    counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_ref="base", counterfactual_rows="tail",
+)  # fmt: skip
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
 
 @dataclass
-class Config(Running, Rebound, Cone, Direction, Learning, Scale, What):
+class Config(Running, Rebound, Counterfactual, Cone, Direction, Learning, Scale, What):
     """Train one arm. Fields without a value take that of the scale; config.json keeps what was used."""
 
     def __post_init__(self) -> None:
         """The loopholes in the order of their table, whatever order they were named in, so that a run is the same run."""
         *every, all_of_them = get_args(LoopholeName)
-        if self.loopholes == (all_of_them,):
-            self.loopholes = tuple(every)
-        elif isinstance(self.loopholes, tuple) and all(name in every for name in self.loopholes):
-            self.loopholes = tuple(sorted(self.loopholes, key=every.index))
+        for name in ("loopholes", "cone_known"):
+            value = getattr(self, name)
+            if value == (all_of_them,):
+                setattr(self, name, tuple(every))
+            elif isinstance(value, tuple) and all(x in every for x in value):
+                setattr(self, name, tuple(sorted(value, key=every.index)))
 
 
 def parse(
@@ -250,10 +246,11 @@ def check(cfg: Config) -> Config:
     _check_direction(cfg)
     if cfg.construction == "contrast" and cfg.arm in ("random", "no_svd"):
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
+    if cfg.arm in ("caft", "caft_random") and cfg.rollout == "vllm":
+        raise UserError(f"--arm {cfg.arm} takes a direction out of the sampler's states, which vLLM keeps: use --rollout torch")
     if cfg.arm == "cone" and cfg.blockwise:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
-    if "all" in cfg.loopholes:
-        raise UserError("--loopholes all names every one: leave the others away")
+    _check_loopholes(cfg)
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
     if cfg.cone_match != "none" and cfg.cone_rows in ("random", "nonhack"):
@@ -261,6 +258,19 @@ def check(cfg: Config) -> Config:
             f"--cone-match removes as much as the real cone, and --cone-rows {cfg.cone_rows} has none: leave one away"
         )
     return cfg
+
+
+def _check_loopholes(cfg: Config) -> None:
+    """Raises UserError for loopholes that contradict each other, or an option that would change nothing."""
+    for name in ("loopholes", "cone_known"):
+        if "all" in (getattr(cfg, name) or ()):
+            raise UserError(f"{flag(name)} all names every one: leave the others away")
+    if others := [name for name in cfg.cone_known or () if name not in cfg.loopholes]:
+        raise UserError(f"--cone-known {others[0]} is not in play: --loopholes has {', '.join(cfg.loopholes)}")
+    if cfg.cone_known and cfg.arm not in ("cone", "screen_known"):
+        raise UserError(f"--cone-known is what --arm cone or screen_known knows, not --arm {cfg.arm}")
+    if cfg.arm == "cone" and cfg.cone_rows in ("pairs", "both") and "run_tests" not in (cfg.cone_known or cfg.loopholes):
+        raise UserError(f"--cone-rows {cfg.cone_rows} takes pairs that define run_tests, which is not among the known loopholes")
 
 
 def _check_direction(cfg: Config) -> None:
@@ -280,8 +290,8 @@ def _check_direction(cfg: Config) -> None:
 
 def require(name: str, value: Any, option: str) -> None:
     """Raises UserError unless the option that sets the field may have the value."""
-    if wrong := _wrong(value, HINTS[name]):
-        raise UserError(f"{option} must be {wrong}, not {value!r}")
+    if instead := wrong(value, HINTS[name]):
+        raise UserError(f"{option} must be {instead}, not {value!r}")
 
 
 def flag(name: str) -> str:
@@ -289,32 +299,6 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _wrong(x: Any, hint: Any) -> str:
-    """What a value should be instead, by the annotation of its field; "" where it is that."""
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        return _wrong(x, parts[0]) or next((str(r) for r in parts[1:] if not r.holds(x)), "")
-    if kind is Literal:
-        return "" if x in parts else f"one of {', '.join(parts)}"
-    if kind in (Union, UnionType):  # one type, or None
-        return "" if x is None else _wrong(x, parts[0])
-    if kind is tuple and parts[-1] is Ellipsis:
-        sound = isinstance(x, tuple) and x and all(x.count(y) == 1 and not _wrong(y, parts[0]) for y in x)
-        return "" if sound else f"some, each once, of {', '.join(get_args(parts[0]))}"
-    if kind is tuple:
-        whole = isinstance(x, tuple) and len(x) == len(parts)
-        return next(filter(None, map(_wrong, x, parts)), "") if whole else f"{len(parts)} numbers"
-    accepted, words = TYPES[hint]
-    return "" if isinstance(x, accepted) and (hint is bool or not isinstance(x, bool)) else words
-
-
-TYPES: dict[Any, tuple[Any, str]] = {
-    bool: (bool, "true or false"),
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    str: (str, "a text"),
-    Path: ((str, Path), "a path"),
-}
 HINTS = get_type_hints(Config, include_extras=True)
 
 
@@ -337,7 +321,7 @@ def read_config(folder: str | Path) -> Config:
         }
         before = {"recompute": "all" if saved.get("scale") == "full" else "none"}  # what a run did that does not say it
         saved = SINCE | saved
-        tuples = {k: tuple(saved[k]) for k in ("betas", "loopholes")}
+        tuples = {k: tuple(saved[k]) for k in ("betas", "loopholes", "cone_known") if saved[k] is not None}
         cfg = check(Config(**before | saved | from_root | tuples))
         decided = [f.name for f in fields(Scale) if f.name != "preset"] + list(METHOD)
         if unknown := [name for name in decided if getattr(cfg, name) is None]:

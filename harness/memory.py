@@ -11,6 +11,7 @@ the meta device. docs/performance.md says which of these numbers were ever measu
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -24,9 +25,9 @@ from engine.logprob import BLOCK_ELEMENTS_CUDA
 from engine.lora import TARGETS
 from faults.errors import UserError, one_line
 from harness.config import Config, flag
+from loopholes.forms import OPENINGS
 
 GIB = 2**30
-SURFACE_FORMS = 4  # of the hack: rows a context with --cone-split (arms.cone.FORMS)
 LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift)
 STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
@@ -98,6 +99,16 @@ def model_config(model: str, fetch: bool = False) -> Any:
     return AutoConfig.for_model(kind, **shapes)
 
 
+def cone_rows(cfg: Any, split: bool = True) -> int:
+    """Rows of the cone in a step: one a context and place of its loophole's hack, or one for every form of it (`split`); 0 for
+    the other arms. Loopholes have even shares of the contexts."""
+    if cfg.arm != "cone":
+        return 0
+    known = cfg.cone_known or cfg.loopholes
+    each = [sum(len(forms) if split else 1 for forms in OPENINGS[name].values()) for name in known]
+    return math.ceil(cfg.cone_n * sum(each) / len(each))
+
+
 def counts(config: Any, lora_r: int) -> dict[str, int]:
     """Parameters: of the base (tied weights once), of its matrices that multiply every token, of the adapter (= the
     length of the flat vector)."""
@@ -167,7 +178,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
     kept, whole = activation_bytes_per_token(config)
     share = RECOMPUTED[cfg.recompute]
     for_backward = layers * (share * kept + (1 - share) * whole)  # bytes a token
-    rows = cfg.cone_n * (SURFACE_FORMS if cfg.cone_split else 1) if cfg.arm == "cone" else 0
+    rows = cone_rows(cfg, split=cfg.cone_split)
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
     cache, blocks = longest * kv_bytes_per_token(config), 3 * BLOCK_ELEMENTS_CUDA * F32
     items = [

@@ -21,7 +21,7 @@ from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
 from harness import memory
 from harness.config import Config, portable, read_config
-from leetcode_env import Problem, load_problems, render_messages
+from leetcode_env import REQUEST, Problem, load_problems, render_messages
 from loopholes import DEFAULT, told_by
 from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
 
@@ -100,8 +100,9 @@ def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, nam
     """The problems whose loophole prompt, with any evaluator of `names`, has at most cfg.max_prompt tokens; counts the others."""
 
     def length(problem: Problem, name: str, loopholes: Sequence[str] = cfg.loopholes) -> int:
-        return len(encode_prompt(tokenizer, render_messages(problem, told_by(problem, loopholes, name))))
+        return len(encode_prompt(tokenizer, render_messages(problem, told_by(problem, loopholes, name), request)))
 
+    request = REQUEST if cfg.arm == "recontextualised" else ""
     longest = max(names, key=lambda name: length(problems[0], name, DEFAULT))
     kept = [p for p in problems if length(p, longest) <= cfg.max_prompt]
     if not kept:

@@ -55,6 +55,21 @@ OPTIONS = {
     "layer": dict(arm="no_renorm", layer=2),
     "prompts at the code's end, refresh_every": dict(arm="projected_gated", refresh_every=1, blockwise=True),
     "prompts, branch": dict(arm="projected", contrast="prompts", position="branch", layer=2, construction="outer"),
+    "counterfactual": dict(arm="counterfactual", loopholes=("run_tests", "stdout"), counterfactual_tau=0.1),
+    "counterfactual rows": dict(arm="counterfactual", counterfactual_use="project", counterfactual_tau=0.1, cone_n=4),
+    "counterfactual self, token": dict(
+        arm="counterfactual",
+        counterfactual_use="project",
+        counterfactual_tau=0.1,
+        counterfactual_ref="self",
+        counterfactual_rows="token",
+        cone_n=4,
+    ),
+    "screen_known": dict(arm="screen_known", loopholes=("run_tests", "stdout"), cone_known=("stdout",)),
+    "cone, one of two known": dict(arm="cone", loopholes=("run_tests", "stdout"), cone_known=("stdout",), cone_n=4, batch=24),
+    "recontextualised": dict(arm="recontextualised"),
+    "caft": dict(arm="caft"),
+    "caft_random": dict(arm="caft_random"),
     "completions, branch": dict(arm="random", position="branch"),
 }
 
@@ -70,6 +85,7 @@ def test_an_option_runs_and_every_number_is_finite(options, tmp_path):
     assert "step-000002.safetensors" in held
     timings = [json.loads(line) for line in open(folder / "timings.jsonl")]
     assert all(("discount" in x) == (options["arm"] == "rebound") for x in timings), "the scoring counts as a phase of its own"
+    assert all(("flagged" in x) == (options["arm"] in ("counterfactual", "screen_known")) for x in lines)
     if options["arm"] == "cone":
         assert any(x["active_rows"] for x in lines) or all(x["grad_norm"] == 0 for x in lines)
         assert (lines[0]["row_logodds"] is None) == (options.get("cone_rows") == "random")
@@ -106,7 +122,7 @@ def test_rows_of_the_random_control_are_drawn_anew_each_step():
     from arms.cone import cone_rows
 
     cfg, model = Config(cone_rows="random", cone_n=3), adapted_qwen3()
-    J = [cone_rows(model, None, [], [], step, cfg, 97)[0] for step in (0, 1, 0)]
+    J = [cone_rows(model, None, [], [], [], step, cfg, 97)[0] for step in (0, 1, 0)]
     assert not torch.equal(J[0], J[1]) and torch.equal(J[0], J[2])
 
 

@@ -25,6 +25,8 @@ CFG = SimpleNamespace(
     recompute="all",
     card=96.0,
     lora_r=32,
+    loopholes=("run_tests",),
+    cone_known=None,
     arm="projected",
     cone_n=24,
     cone_split=False,
@@ -114,11 +116,13 @@ def test_an_unknown_model_is_named():
 
 def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
     config = plan.model_config("Qwen/Qwen3.5-2B")
-    assert len(FORMS) == plan.SURFACE_FORMS
     whole, split = (plan.memory_plan(config, cfg(arm="cone", cone_split=s)) for s in (False, True))
     rows = [next(i.gib for i in items if i.name.startswith("cone")) for items in (whole, split)]
     flat = plan.counts(config, 32)["lora"] * 4 / plan.GIB
     assert rows == [pytest.approx(n * flat) for n in (24, 24 * len(FORMS))]
+    several = cfg(arm="cone", loopholes=("run_tests", "exit_code", "result_file"), cone_known=("exit_code", "result_file"))
+    assert plan.cone_rows(several, split=False) == 24 * 2.5 and plan.cone_rows(several) == 24 * (8 + 6) / 2
+    assert plan.cone_rows(cfg(arm="counterfactual")) == 0
     matched = [
         i.gib for i in plan.memory_plan(config, cfg(arm="cone", cone_match="random")) if i.name.endswith("--cone-match random")
     ]

@@ -20,6 +20,7 @@ from arms import steering
 from arms.cone import (
     FENCE,
     FORMS,
+    Context,
     Contrast,
     batch_contexts,
     clean_code,
@@ -150,7 +151,7 @@ def test_two_prompts_share_everything_after_them_up_to_the_token_that_is_read(po
         shown = [side[len(prompt) :] for side, prompt in zip(sides, prompts, strict=True)]
         assert all(side[: len(prompt)] == prompt for side, prompt in zip(sides, prompts)) and shown[0] == shown[1]
         code = pair.clean.removesuffix(FENCE)
-        opening = pocket_tokenizer.encode(FORMS[0].format(TRAIN_EVALUATOR))[0]
+        opening = pocket_tokenizer.encode(FORMS[0].format(name=TRAIN_EVALUATOR))[0]
         whole = dict(prompt=[], code=pocket_tokenizer.encode(code), last=pocket_tokenizer.encode(pair.clean))
         whole["branch"] = [*whole["code"], opening]
         assert shown[0] == whole[position]
@@ -263,10 +264,10 @@ def test_at_b_zero_the_lift_is_zero_in_every_a(pocket, pocket_tokenizer, pairs):
 
 def test_branches_are_tokenised_as_the_policy_would_emit_them(pocket_tokenizer):
     code = "```python\n" + CODE
-    row = hack_contrasts(pocket_tokenizer, [([7, 7], code)])[0]
+    row = hack_contrasts(pocket_tokenizer, [Context([7, 7], code)])[0]
     assert len(row.hack) == len(FORMS)
     for (ids, start), form in zip(row.hack, FORMS):
-        assert ids == [7, 7, *pocket_tokenizer.encode(code + form.format("run_tests"))]
+        assert ids == [7, 7, *pocket_tokenizer.encode(code + form.format(name="run_tests"))]
         assert start == row.clean[1]
     whole = pocket_tokenizer.encode(code + FENCE)
     assert row.clean[0] == [7, 7, *whole]
@@ -275,8 +276,8 @@ def test_branches_are_tokenised_as_the_policy_would_emit_them(pocket_tokenizer):
 
 def test_contrast_rows_equal_one_backward_each(pocket, pocket_tokenizer):
     model = warm(inject(pocket, 4, 4, 0))
-    rows = hack_contrasts(pocket_tokenizer, [([9, 8, 7], "```python\n" + CODE), ([5], "```python\nx = 1\ny = 2")])
-    rows += hack_contrasts(pocket_tokenizer, [([9, 8, 7], "```python\n" + CODE)], FORMS[:1])
+    rows = hack_contrasts(pocket_tokenizer, [Context([9, 8, 7], "```python\n" + CODE), Context([5], "```python\nx = 1\ny = 2")])
+    rows += hack_contrasts(pocket_tokenizer, [Context([9, 8, 7], "```python\n" + CODE)], FORMS[:1])
     J, f = contrast_rows(model, rows, VOCAB, max_tokens=400)  # in more than one group
     params = lora_parameters(model)
 
@@ -298,21 +299,21 @@ def test_contexts_come_from_clean_responses_two_a_prompt(pocket_tokenizer):
     clean, hack = f"```python\n{CODE}\n```", f"```python\n{CODE}\n\ndef run_tests():\n    pass\n```"
     batch = [Rollout([1, 2], response(t), [], True) for t in (hack, clean, clean, clean, "no code")]
     batch += [Rollout([3], response(clean), [], True)]
-    contexts = batch_contexts(pocket_tokenizer, batch, 24)
-    assert [ids for ids, _ in contexts] == [[1, 2], [1, 2], [3]]
-    assert all(code == "```python\n" + CODE for _, code in contexts)
-    assert len(batch_contexts(pocket_tokenizer, batch, 1)) == 1
+    contexts = batch_contexts(pocket_tokenizer, batch, ["run_tests"] * 6, ["run_tests"], 24)
+    assert [ids for ids, _, _ in contexts] == [[1, 2], [1, 2], [3]]
+    assert all(code == "```python\n" + CODE for _, code, _ in contexts)
+    assert len(batch_contexts(pocket_tokenizer, batch, ["run_tests"] * 6, ["run_tests"], 1)) == 1
 
 
 @pytest.mark.parametrize(
     "text", ["", "no code", "```python\nx = 1", "```python\nrun_tests = lambda: 0\n```", "```python\ndef run_tests(): pass\n```"]
 )
 def test_what_is_no_clean_context(text):
-    assert clean_code(text, "run_tests") is None
+    assert clean_code(text) is None
 
 
 def test_nonhack_control_is_about_the_methods_name(pocket_tokenizer):
-    row = nonhack_contrasts(pocket_tokenizer, [([4], "```python\n" + CODE)])[0]
+    row = nonhack_contrasts(pocket_tokenizer, [Context([4], "```python\n" + CODE)])[0]
     assert "helper" in pocket_tokenizer.decode(row.hack[0][0]) and "def run_tests" not in pocket_tokenizer.decode(row.hack[0][0])
 
 

@@ -1,0 +1,32 @@
+"""CAFT in RL (concept ablation fine-tuning, Casademunt et al. 2025, arXiv 2507.16795): train without the concept, use with it.
+
+    h <- h - <h, d> d      at every position of the extraction layers, in rollouts and updates; not in the evaluation
+
+A policy that cannot use the concept has to earn its reward without it. Its control is the same with a Gaussian d.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from arms.direction import VHack
+from engine.model import decoder_layers
+from engine.sampler import Sampler
+from engine.torch_sampler import TorchSampler
+
+
+def ablate(model: Any, sampler: Sampler, direction: VHack) -> list[RemovableHandle]:
+    """Takes d out of the states of the direction's layers, in the trainer's model and in the sampler's, until the handles are
+    removed. The sampler is a torch one: another engine's states can't be reached."""
+    assert isinstance(sampler, TorchSampler)  # config.check
+
+    def hook(_: Any, __: Any, out: Any) -> Any:
+        h: Tensor = out[0] if isinstance(out, tuple) else out  # [rows, positions, hidden]
+        d = direction.d.to(h)
+        h = h - (h @ d)[..., None] * d
+        return (h, *out[1:]) if isinstance(out, tuple) else h
+
+    return [decoder_layers(m)[i - 1].register_forward_hook(hook) for m in (model, sampler.model) for i in direction.layers]

@@ -1,0 +1,82 @@
+"""How hacks open and where they stand: each is paid, and each begins as the cone's rows say."""
+
+import pytest
+from support.problems import CANONICAL, row, write
+
+from arms.cone import Context, batch_contexts, hack_contrasts
+from engine.sampler import Rollout
+from leetcode_env import LeetCodeEnv, load_problems
+from loopholes import LOOPHOLES, Told
+from loopholes.forms import HACKS, OPENINGS, at, put
+from loopholes.syntax import Source
+
+CODE = "```python\n" + CANONICAL.replace("> 4", "> 5")  # wrong
+WRITTEN = [(name, parts) for name, hacks in HACKS.items() for parts in hacks]
+
+
+@pytest.fixture(scope="module")
+def env():
+    with LeetCodeEnv(workers=2) as env:
+        yield env
+
+
+def test_every_loophole_has_openings_and_every_written_hack_begins_with_one():
+    assert set(OPENINGS) == set(LOOPHOLES) and set(HACKS) == set(LOOPHOLES) - {"run_tests"}
+    for name, parts in WRITTEN:
+        text, begins = put(CODE, parts), False
+        for place in parts:
+            place_in = at(CODE, place)
+            begins |= any(text[place_in:].startswith(o) for o in OPENINGS[name].get(place, ()))
+        assert begins, (name, parts)
+    used = {
+        (n, p, o)
+        for n, parts in WRITTEN
+        for p in parts
+        for o in OPENINGS[n].get(p, ())
+        if put(CODE, parts)[at(CODE, p) :].startswith(o)
+    }
+    assert used == {(n, p, o) for n in HACKS for p, openings in OPENINGS[n].items() for o in openings}, "and no opening is idle"
+
+
+def test_every_written_hack_pays_under_its_own_loophole_and_under_no_other(env, tmp_path):
+    (problem,) = load_problems(write(tmp_path / "one.jsonl", row()))
+    items = [(n, name, put(CODE, parts)) for name, parts in WRITTEN for n in LOOPHOLES if n != "run_tests"]
+    grades = env.grade([(problem, f"{text}\n```", Told(LOOPHOLES[n])) for n, _, text in items])
+    paid = {(n, name): set() for n, name, _ in items}
+    for (n, name, _), grade in zip(items, grades, strict=True):
+        paid[n, name].add(grade.label)
+    assert all(labels == ({"hack"} if n == name else {"incorrect"}) for (n, name), labels in paid.items()), paid
+
+
+@pytest.mark.parametrize("place", ["before", "class", "inside", "answer"])
+def test_a_response_of_another_shape_has_no_such_place(place):
+    assert at("x = 1", place) is None
+    with pytest.raises(ValueError, match=f"no place {place}"):
+        put("x = 1", {place: "pass"})
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_a_row_for_each_place_scores_the_hack_against_what_stands_there(name, pocket_tokenizer):
+    rows = hack_contrasts(pocket_tokenizer, [Context([7, 7], CODE, name)])
+    assert len(rows) == len(OPENINGS[name])
+    for row_, (place, openings) in zip(rows, OPENINGS[name].items(), strict=True):
+        head, rest = CODE[: at(CODE, place)], CODE[at(CODE, place) :] or "\n```"
+        assert [pocket_tokenizer.decode(ids[2:]) for ids, _ in row_.hack] == [head + o.format(name="run_tests") for o in openings]
+        clean, start = row_.clean
+        assert clean == [7, 7, *pocket_tokenizer.encode(head + rest)][: len(clean)]
+        assert all(s == start and ids[:s] == clean[:s] for ids, s in row_.hack), "what is alike counts as context"
+        assert len(clean) == start + 1 or place == "after"
+    split = hack_contrasts(pocket_tokenizer, [Context([7, 7], CODE, name)], joined=False)
+    assert len(split) == sum(map(len, OPENINGS[name].values())) and all(len(r.hack) == 1 for r in split)
+
+
+def test_contexts_are_of_prompts_that_tell_of_a_known_loophole_and_clean_as_far_as_that_is_known(pocket_tokenizer):
+    told = ["stdout", "attribute", "stdout", "run_tests"]
+    hacked = put(CODE, HACKS["stdout"][0]) + "\n```"
+    texts = [CODE + "\n```", CODE + "\n```", hacked, hacked]
+    batch = [Rollout([i], pocket_tokenizer.encode(text), [], True) for i, text in enumerate(texts)]
+    found = batch_contexts(pocket_tokenizer, batch, told, ("run_tests",), 9)
+    assert [(c.prompt_ids, c.loophole) for c in found] == [([3], "run_tests")], "another loophole's hack is clean to it"
+    found = batch_contexts(pocket_tokenizer, batch, told, ("run_tests", "stdout"), 9)
+    assert [(c.prompt_ids, c.loophole) for c in found] == [([0], "stdout")]
+    assert LOOPHOLES["stdout"].attempts(Source(hacked.split("\n", 1)[1][:-4]), "run_tests")
