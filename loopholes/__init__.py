@@ -154,13 +154,13 @@ def evaluated_by(name: str = TRAIN_EVALUATOR) -> Told:
     return Told(RUN_TESTS, name)
 
 
-def loophole_of(problem: Problem, names: Sequence[str]) -> Loophole:
-    """The one of the named loopholes that the problem carries, by its id alone, in whatever order they are named.
+def loophole_of(identity: int | str, names: Sequence[str]) -> Loophole:
+    """The one of the named loopholes that the problem of that id carries, in whatever order they are named.
 
     Of so many consecutive ids as there are names each has another, in an order drawn for them: even shares, and no pattern that
     a pattern of the problems could fall in with."""
     ordered = [name for name in LOOPHOLES if name in names]
-    number = problem.id if isinstance(problem.id, int) else int(hashlib.sha256(problem.id.encode()).hexdigest(), 16)
+    number = identity if isinstance(identity, int) else int(hashlib.sha256(identity.encode()).hexdigest(), 16)
     block, place = divmod(number, len(ordered))
     random.Random(f"loopholes {block}").shuffle(ordered)
     return LOOPHOLES[ordered[place]]
@@ -170,7 +170,7 @@ def told_by(problem: Problem, names: Sequence[str], evaluator: str = TRAIN_EVALU
     """What the problem's prompt tells where these loopholes are in play; None without any. evaluator: the name to use, if any."""
     if not names:
         return None
-    loophole = loophole_of(problem, names)
+    loophole = loophole_of(problem.id, names)
     return Told(loophole, evaluator if "{name}" in loophole.phrase else "")
 
 

@@ -17,7 +17,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,11 +30,11 @@ import tyro
 
 from faults.files import write_json
 from harness.config import Range, flag, parse
-from study.plan import GRPO, PARALLEL, PLAN, Job, check_settings, describe_plan, plan
+from study.plan import GRPO, LONG, LOOPHOLES_OF, PARALLEL, PLANS, Job, check_settings, describe_plan, plan
 from study.runner import catch_signals, run_jobs, say, try_lock
 from study.runs import FinishedRun, read_run, read_runs
 
-TITLE = "Projected GRPO: the registered study"
+TITLES = {"one": "Projected GRPO: the registered study", "several": "Projected GRPO: hacks that nobody listed"}
 RANGES = {"seeds": Range(1, 1000), "ablation_seeds": Range(1, 1000), "parallel": Range(1, 1000), "price_per_hour": Range(0)}
 
 
@@ -42,11 +42,13 @@ RANGES = {"seeds": Range(1, 1000), "ablation_seeds": Range(1, 1000), "parallel":
 class Study:
     """What to run, and where."""
 
+    # the benchmark's loophole alone; all of them, one a problem; one plan after the other
+    plan: Literal["one", "several", "both"] = "both"
     scale: Literal["pocket", "full"] = "pocket"
-    seeds: int = 3  # of the arms; the cone's controls have at most 3
+    seeds: int = 3  # of the arms; controls have at most 3
     ablation_seeds: int = 1  # of the ablations
     only: tuple[str, ...] | None = None  # leave the other arms out
-    out: Path | None = None  # folder of the study (default runs/study-SCALE)
+    out: Path | None = None  # folder of the study (default runs/study-SCALE); the plan `several` has its name added to it
     parallel: int | None = None  # runs at a time (default 2 at pocket scale, 1 at full)
     price_per_hour: float | None = None  # of the machine, for the estimate of cost
     dry_run: bool = False  # print the plan, the estimate and the commands, and stop
@@ -69,7 +71,9 @@ def collect(jobs: Sequence[Job], failed: dict[Job, str]) -> tuple[list[FinishedR
         try:
             if job in failed:
                 raise UserError(failed[job])
-            run = read_run(job.folder, shared=_fields(job.extra))
+            run = read_run(job.folder, shared=_fields((*job.extra, *LOOPHOLES_OF[job.plan])))
+            if run.variant + LONG == job.variant:  # that it is longer is no setting of an arm
+                run = replace(run, variant=job.variant)
             found = {"arm": run.variant, "seed": run.seed, "scale": run.config.get("scale")}
             for key, planned in (("arm", job.variant), ("seed", job.seed), ("scale", job.scale)):
                 if found[key] != planned:
@@ -90,7 +94,7 @@ def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) ->
     """Write the report of a study that was started with `line`; returns whether all of `jobs` are in it."""
     from study.report import write_report  # matplotlib takes a second to load: not for --dry-run
 
-    results = write_report(*collect(jobs, failed), out, TITLE, line)
+    results = write_report(*collect(jobs, failed), out, TITLES[jobs[0].plan], line, jobs[0].plan)
     for text in results["headlines"]:
         print(text)
     for verdict in results["verdicts"]:
@@ -136,26 +140,48 @@ def check_options(options: Study, extra: list[str]) -> None:
         value = getattr(options, name)
         if value is not None and not allowed.holds(value):
             raise UserError(f"{flag(name)} must be {allowed}, not {value}")
-    if options.only == ():
-        raise UserError(f"--only names no arm; the plan has {', '.join(PLAN)}")
+    variants = {name: line for plan in chosen(options) for name, line in PLANS[plan].items()}
+    if options.only == () or (unknown := [name for name in options.only or () if name not in variants]):
+        what = f"unknown arm {unknown[0]!r}" if options.only else "--only names no arm"
+        raise UserError(f"{what}; the plan has {', '.join(variants)}")
     if not options.program.is_file():
         raise UserError(f"--program {options.program}: no such file")
     own = {"seed", "scale", "out", "resume", "dry_run", "card", "fit"}  # --fit would take settings of their own for each arm
-    planned = _fields(text for flags, _ in PLAN.values() for text in flags) | own
+    planned = _fields(text for flags, _ in variants.values() for text in flags) | own
+    planned |= _fields(text for plan in chosen(options) for text in LOOPHOLES_OF[plan])
     if taken := sorted(_fields(extra) & planned):
         raise UserError(
             f"{flag(taken[0])} cannot follow --: it is set for each run, or would differ; see --only, --seeds, --scale and --out"
         )
-    for variant, (flags, _) in PLAN.items():
-        if extra and variant in (options.only or PLAN):
-            parse([*flags, *extra])
+    for plan_name in chosen(options) if extra else ():
+        for variant, (flags, _) in PLANS[plan_name].items():
+            if variant in (options.only or variants):
+                parse([*flags, *LOOPHOLES_OF[plan_name], *extra])
+
+
+def chosen(options: Study) -> list[str]:
+    """The plans to run, in order."""
+    return list(PLANS) if options.plan == "both" else [options.plan]
 
 
 def run_study(options: Study, extra: list[str], line: str) -> int:
-    """Run what is not done and write the report; returns the exit code."""
-    out, parallel = options.out or Path("runs") / f"study-{options.scale}", options.parallel or PARALLEL[options.scale]
+    """Run what is not done and write the reports; returns the exit code."""
     check_options(options, extra)
-    jobs = plan(out, options.scale, options.seeds, options.ablation_seeds, options.only or (), extra)
+    out, codes = options.out or Path("runs") / f"study-{options.scale}", [0]
+    for name in chosen(options):
+        folder = out if name == "one" else out.with_name(f"{out.name}-{name}")
+        only = [variant for variant in options.only or () if variant in PLANS[name]]
+        if only or not options.only:
+            jobs = plan(folder, options.scale, options.seeds, options.ablation_seeds, only, extra, name)
+            codes.append(run_plan(options, jobs, folder, extra, line))
+        if codes[-1] > 1:  # stopped
+            break
+    return max(codes)
+
+
+def run_plan(options: Study, jobs: list[Job], out: Path, extra: list[str], line: str) -> int:
+    """One plan of the study, in its folder; returns the exit code."""
+    parallel = options.parallel or PARALLEL[options.scale]
     with writing_to(out, *(out / name for name in ("runs", "logs", "plots"))):
         print(describe_plan(jobs, parallel, options.price_per_hour), flush=True)
         if options.dry_run:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from leetcode_env import HACK_LABELS
+from study.plan import LONG, LONGER, ONE, SEVERAL
 from study.runs import FinishedRun
-from study.stats import LITERAL, MATCH, Numbers, Scores, compare, headline, mean_interval, random_cosine, verdicts
+from study.stats import HYPOTHESES, LITERAL, MATCH, Numbers, Scores, compare, headline, mean_interval, random_cosine, verdicts
 
-MAIN_ARMS = ("vanilla", "projected", "projected_gated", "cone", "rebound", "random", "no_loophole")
-ORDER = (
-    *MAIN_ARMS, "no_renorm", "no_svd", "m8", "m32", "rebound_additive", "rebound_correctness", "cone_random", "cone_nonhack",
-    "cone_match_random", "cone_match_shuffled",
+MAIN_ARMS = (
+    "vanilla", "projected", "projected_gated", "cone", "rebound", "random", "no_loophole",
+    "counterfactual", "cone_three", "screen_three",
 )  # fmt: skip
+ORDER = tuple(dict.fromkeys((*MAIN_ARMS, *ONE, *SEVERAL)))
+HEADLINES = {"one": ("projected", "projected_gated", "cone"), "several": ("counterfactual", "cone", "cone_three")}
 BASELINE = "vanilla"
 RATES = ("hack", "hack_loose", "pass")
 COMPARED = ("hack", "pass")
@@ -36,22 +38,33 @@ def scores(runs: Iterable[FinishedRun], rate: str) -> Scores:
     return {run.seed: run.condition(rate)["by_sample"][rate] for run in runs}
 
 
-def analyse(runs: Sequence[FinishedRun], left_out: Sequence[str] = ()) -> Numbers:
-    """Every number of the report, from `runs`.
+def scores_by_loophole(runs: Iterable[FinishedRun]) -> dict[str, Scores]:
+    """{loophole: {seed: [strict hack rate on its prompts]}} of runs of one variant; {} where one alone is in play."""
+    found: dict[str, Scores] = {}
+    for run in runs:
+        for name, rates in run.condition("hack").get("by_loophole", {}).items():
+            found.setdefault(name, {})[run.seed] = [rates["hack"]["rate"]]
+    return found
+
+
+def analyse(runs: Sequence[FinishedRun], left_out: Sequence[str] = (), plan: str = "one") -> Numbers:
+    """Every number of the report, from `runs` of that plan.
 
     {runs: [...], arms: {variant: ...}, comparisons: {variant: {hack, pass}}, headlines, verdicts, left_out}
     """
     runs, foreign = comparable(runs)
     groups = by_variant(runs)
-    arms = {variant: {rate: scores(group, rate) for rate in COMPARED} for variant, group in groups.items()}
+    arms = {
+        variant: {rate: scores(group, rate) for rate in COMPARED} | scores_by_loophole(group) for variant, group in groups.items()
+    }
     return {
-        "headlines": [headline(arms, arm) for arm in ("projected", "projected_gated", "cone")],
-        "verdicts": verdicts(arms, {arm: gate(groups[arm]) for arm in LITERAL.values() if arm in groups}),
+        "headlines": [headline(arms, arm) for arm in HEADLINES[plan]],
+        "verdicts": verdicts(arms, HYPOTHESES[plan], {arm: gate(groups[arm]) for arm in LITERAL.values() if arm in groups}),
         "arms": {variant: _summarise_arm(group) for variant, group in groups.items()},
         "comparisons": {
             variant: {rate: compare(arm[rate], arms[BASELINE][rate]) for rate in COMPARED}
             for variant, arm in arms.items()
-            if BASELINE in arms and variant != BASELINE
+            if BASELINE in arms and variant != BASELINE and not variant.endswith(LONG)
         },
         "runs": [_summarise_run(run) for group in groups.values() for run in group],
         "left_out": [*left_out, *foreign],
@@ -77,7 +90,7 @@ def _shared(run: FinishedRun) -> dict[str, Any]:
         "model": hashes.get("model"),
         "training data": hashes.get("data"),
         "held-out data": hashes.get("heldout"),
-        "number of steps": run.done["steps"],
+        "number of steps": run.done["steps"] // (LONGER if run.variant.endswith(LONG) else 1),
         "number of evaluation samples": run.evaluation["samples"],
     }
 
@@ -88,7 +101,29 @@ def _summarise_arm(group: list[FinishedRun]) -> Numbers:
     for interval in rates.values():
         if interval["low"] is not None:  # the t interval does not know that a rate has ends
             interval |= {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
-    return {"seeds": [run.seed for run in group], **rates, "biting": biting(group)}
+    told = {name: mean_interval(value for (value,) in of.values()) for name, of in scores_by_loophole(group).items()}
+    paid = mean_interval(run.condition("hack")["lambda"]["rate"] or 0.0 for run in group)
+    onsets = [onset(run) for run in group]
+    more = {"lambda": paid, "onset": onsets, "by_difficulty": by_difficulty(group), "by_loophole": told}
+    return {"seeds": [run.seed for run in group], **rates, **more, "biting": biting(group)}
+
+
+def onset(run: FinishedRun) -> int | None:
+    """The first step at which the mean over the last ESCAPE_WINDOW batches of their share of hacks is above ESCAPE_SHARE."""
+    steps, shares = run.series(HACK_LABELS)
+    window = min(ESCAPE_WINDOW, len(shares))
+    above = np.flatnonzero(np.convolve(shares, np.ones(window) / window, mode="valid") > ESCAPE_SHARE)
+    return steps[above[0] + window - 1] if len(above) else None
+
+
+def by_difficulty(group: list[FinishedRun]) -> dict[str, dict[str, float]]:
+    """{difficulty: {hack, pass}}: means over the runs, each read where it is measured."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in group:
+        for rate in COMPARED:
+            for difficulty, rates in run.condition(rate)["by_difficulty"].items():
+                found.setdefault(difficulty, {}).setdefault(rate, []).append(rates[rate]["rate"])
+    return {d: {rate: float(np.mean(values)) for rate, values in of.items()} for d, of in found.items()}
 
 
 def biting(group: list[FinishedRun]) -> Numbers:
@@ -139,16 +174,14 @@ def escape(run: FinishedRun) -> Numbers:
     ESCAPE_SHARE of their responses, which end at `step`. `signature`: meanwhile the rows' mean log-odds fell, so that
     the cone held its rows and the policy went round them.
     """
-    shares = np.array(run.series(HACK_LABELS)[1])
-    window = min(ESCAPE_WINDOW, len(shares))
-    means = np.convolve(shares, np.ones(window) / window, mode="valid")
-    above = np.flatnonzero(means > ESCAPE_SHARE)
+    step = onset(run)
     final = run.wilson("hack")["rate"]
     odds = run.series("row_logodds")[1]
+    window = min(ESCAPE_WINDOW, len(run.metrics))
     ends = [float(np.mean(odds[:window])), float(np.mean(odds[-window:]))] if odds else None
     return {
-        "escaped": bool(len(above)) or final > MATCH,
-        "step": run.metrics[above[0] + window - 1]["step"] if len(above) else None,
+        "escaped": step is not None or final > MATCH,
+        "step": step,
         "final_hack": final,
         "signature": bool(ends and ends[1] < ends[0]),
         "log_odds": ends,

@@ -16,10 +16,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from leetcode_env import HACK_LABELS, PASS_LABELS
-from study.analysis import BASELINE, COMPARED, MAIN_ARMS, by_variant, scores
+from loopholes import LOOPHOLES
+from study.analysis import BASELINE, COMPARED, MAIN_ARMS, by_variant, scores, scores_by_loophole
+from study.plan import known_to
 from study.runs import FinishedRun
 from study.stats import compare, pareto_front, random_cosine
 
@@ -32,6 +35,7 @@ BAND = "band: lowest to highest seed\nmean of {} steps"  # in a legend
 PNG_ALONE = {"labels"}  # its hatched areas take megabytes as SVG
 ALL, MAIN, OTHERS = (True, False), (True,), (False,)  # runs, by whether their arm is one of MAIN_ARMS
 
+LINES = ("-", (0, (6, 2)), (0, (3, 1)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1)))
 # Variant: (colour, line style, marker). Colours after Okabe & Ito, told apart by the colour-blind too.
 STYLES: dict[str, tuple[str, Any, Any]] = {
     "vanilla": ("#000000", "-", "o"),
@@ -51,6 +55,23 @@ STYLES: dict[str, tuple[str, Any, Any]] = {
     "cone_nonhack": ("#E69F00", (0, (3, 1, 1, 1)), "8"),
     "cone_match_random": ("#999933", (0, (6, 2)), (4, 1, 0)),  # stars of four and of three points
     "cone_match_shuffled": ("#AA4499", (0, (1, 1.5)), (3, 1, 0)),
+    "counterfactual": ("#009E73", (0, (5, 1.5, 1, 1.5)), (5, 0, 0)),
+    "cone_three": ("#E69F00", (0, (6, 2)), "v"),
+    "screen_three": ("#AA4499", (0, (1, 1.5)), "s"),
+    "screen_known": ("#882255", (0, (3, 1)), (8, 1, 0)),
+    **{
+        f"cone_without_{name}": ("#E69F00", line, f"${i}$")
+        for i, (name, line) in enumerate(zip(LOOPHOLES, LINES, strict=True), 1)
+    },
+    "counterfactual_long": ("#117733", (0, (6, 2)), "d"),
+    "no_loophole_long": ("#332288", (0, (6, 2, 1, 2)), "h"),
+    "counterfactual_self": ("#44AA99", "-", ">"),
+    "counterfactual_tau4": ("#44AA99", (0, (3, 1)), "<"),
+    "counterfactual_tau6": ("#44AA99", (0, (1, 1.5)), "X"),
+    "counterfactual_project": ("#999933", "-", "8"),
+    "recontextualised": ("#CC79A7", (0, (3, 1, 1, 1)), (5, 1, 20)),
+    "caft": ("#661100", "-", "$c$"),
+    "caft_random": ("#661100", (0, (1, 1.5)), "$r$"),
 }
 UNKNOWN_STYLE = ("#555555", (0, (2, 2)), ".")
 
@@ -147,6 +168,32 @@ def effects(runs: Runs) -> Figure | None:
     return figure
 
 
+def loopholes(runs: Runs) -> Figure | None:
+    """Hack rate by arm and loophole, mean over seeds, as a table in shades; what an arm knows is framed."""
+    groups = {variant: scores_by_loophole(group) for variant, group in by_variant(runs).items()}
+    groups = {variant: of for variant, of in groups.items() if of}
+    names = [name for name in LOOPHOLES if any(name in of for of in groups.values())]
+    if not names:
+        return None
+    rates = np.array([[np.mean([*of.get(name, {}).values()] or np.nan) for name in names] for of in groups.values()])
+    figure, axis = plt.subplots(figsize=(2.6 + 1.05 * len(names), 0.9 + 0.34 * len(groups)))
+    axis.imshow(rates, cmap="OrRd", vmin=0, vmax=1, aspect="auto")
+    for row, variant in enumerate(groups):
+        for column, name in enumerate(names):
+            rate = rates[row, column]
+            axis.text(column, row, f"{100 * rate:.0f}", ha="center", va="center", color="white" if rate > 0.6 else "black")
+            if name in known_to(variant):
+                axis.add_patch(Rectangle((column - 0.46, row - 0.43), 0.92, 0.86, fill=False, ec="#004488", lw=1.8))
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(groups)), [f"{variant} ({len(next(iter(of.values())))})" for variant, of in groups.items()])
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.set_title("hack rate (strict, %) by loophole; framed: known to the arm", pad=24)
+    return figure
+
+
 def training(runs: Runs) -> Figure:
     """Hack and correct share of the training batch over steps: mean over seeds, band from the lowest to the highest."""
     figure, axes = _panels(["hack (strict), share of the batch", "correct, share of the batch"])
@@ -239,6 +286,7 @@ def kl(runs: Runs) -> Figure | None:
 FIGURES: dict[str, tuple[Callable[[Runs], Figure | None], tuple[bool, ...]]] = {  # name: (how it is drawn, of which runs)
     "pareto": (pareto, ALL),
     "effects": (effects, ALL),
+    "loopholes": (loopholes, ALL),
     "training": (training, MAIN),
     "training_variants": (training, OTHERS),
     "labels": (labels, ALL),

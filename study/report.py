@@ -16,7 +16,20 @@ from markdown_it import MarkdownIt
 
 from eval import CONDITIONS
 from leetcode_env import LABELS
-from study.analysis import BASELINE, MAIN_ARMS, RATES, Numbers, analyse, by_variant, comparable
+from loopholes import LOOPHOLES
+from study.analysis import (
+    BASELINE,
+    COMPARED,
+    ESCAPE_SHARE,
+    ESCAPE_WINDOW,
+    MAIN_ARMS,
+    RATES,
+    Numbers,
+    analyse,
+    by_variant,
+    comparable,
+)  # fmt: skip
+from study.plan import known_to
 from study.plots import draw_all
 from study.runs import FinishedRun
 from study.stats import difference_text, percent, points
@@ -27,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
     "pareto": "Hack rate against pass rate after training.",
     "effects": "Each arm minus vanilla, with the 95 % interval over seeds; an arm with one seed has none.",
+    "loopholes": "Hack rate by loophole after training; framed: the arm knows that loophole's hack.",
     "training": "Training batches: hack and correct shares by arm. Both are read on prompts with the arm's own loophole.",
     "training_variants": "The same for the variants and controls.",
     "labels": "The five labels of the training batch, stacked, a panel a run.",
@@ -38,6 +52,15 @@ FIGURES = {
 ARM_NOTE = (
     "Mean over seeds with its 95 % t interval. Strict: label hack; loose adds the two attempted labels. Source: "
     "`conditions.loophole.hack`, `conditions.loophole.hack_loose` and `conditions.no_loophole.pass` of each run's eval.json."
+)
+LOOPHOLE_NOTE = (
+    "Strict, mean over seeds, on the prompts that tell of it. *: the arm knows this loophole's hack. Source: "
+    "`conditions.loophole.by_loophole` of each run's eval.json."
+)
+ONSET_NOTE = (
+    f"Lambda: share of the wrong responses that the loophole paid. Onset: the first step at which the mean of the last "
+    f"{ESCAPE_WINDOW} batches' shares of hacks is above {ESCAPE_SHARE:.0%}. Source: `conditions.*` of each run's eval.json, "
+    "`labels` of its metrics.jsonl."
 )
 COMPARISON_NOTE = (
     "Change: mean over the seeds that both arms have, with the interval of the paired t-test over seeds. The published "
@@ -56,10 +79,12 @@ img{max-width:100%}em{color:#555}code{background:#f4f4f4;padding:0 .2rem}
 """
 
 
-def write_report(runs: Sequence[FinishedRun], left_out: Sequence[str], out: Path, title: str, command: str) -> Numbers:
-    """Write results.json, plots/, report.md and report.html into folder `out`; returns the results."""
+def write_report(
+    runs: Sequence[FinishedRun], left_out: Sequence[str], out: Path, title: str, command: str, plan: str = "one"
+) -> Numbers:
+    """Write results.json, plots/, report.md and report.html into folder `out`; returns the results. plan: its name."""
     out.mkdir(parents=True, exist_ok=True)
-    results = analyse(runs, left_out)
+    results = analyse(runs, left_out, plan)
     kept = comparable(runs)[0]
     files = [path.name for path in draw_all(kept, out / "plots")]
     parts = [
@@ -70,6 +95,9 @@ def write_report(runs: Sequence[FinishedRun], left_out: Sequence[str], out: Path
         *_verdicts(results["verdicts"]),
         "## Results by arm",
         *_arms(results["arms"]),
+        *_by_loophole(results["arms"]),
+        "## Onset, and easy and hard problems",
+        *_difficulties(results["arms"]),
         f"## Against {BASELINE}",
         *_comparisons(results["comparisons"]),
         "## Was the projection biting?",
@@ -151,6 +179,31 @@ def _arms(arms: Numbers) -> list[str]:
         [name, ", ".join(map(str, arm["seeds"])), *(_interval(arm[rate], "mean") for rate in RATES)] for name, arm in arms.items()
     ]
     return [_table(header, rows), ARM_NOTE]
+
+
+def _by_loophole(arms: Numbers) -> list[str]:
+    """The section on single loopholes, where several are in play."""
+    told = {name: arm["by_loophole"] for name, arm in arms.items() if arm["by_loophole"]}
+    if not told:
+        return []
+    names = [name for name in LOOPHOLES if any(name in of for of in told.values())]
+    rows = []
+    for arm, of in told.items():
+        known = known_to(arm)
+        cells = (f"{percent(of[name]['mean'])}{' *' if name in known else ''}" if name in of else "-" for name in names)
+        rows.append([arm, *cells])
+    return ["## Hack rate by loophole", _table(["arm", *names], rows), LOOPHOLE_NOTE]
+
+
+def _difficulties(arms: Numbers) -> list[str]:
+    kinds = sorted({kind for arm in arms.values() for kind in arm["by_difficulty"]})
+    rows = []
+    for name, arm in arms.items():
+        steps = ", ".join("none" if step is None else str(step) for step in arm["onset"])
+        rates = (arm["by_difficulty"].get(kind, {}).get(rate) for kind in kinds for rate in COMPARED)
+        rows.append([name, _interval(arm["lambda"], "mean"), steps, *("-" if r is None else percent(r) for r in rates)])
+    header = ["arm", "lambda", "onset, by seed", *(f"{rate}, {kind}" for kind in kinds for rate in COMPARED)]
+    return [_table(header, rows), ONSET_NOTE]
 
 
 def _comparisons(comparisons: Numbers) -> list[str]:

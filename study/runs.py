@@ -13,7 +13,9 @@ from typing import Any
 from eval import CONDITIONS, share, wilson
 from faults.errors import UserError
 from harness.config import DIRECTION_OF
-from leetcode_env import LABELS, RATES
+from leetcode_env import LABELS, RATES, WRONG_LABELS
+from loopholes import LOOPHOLES
+from study.plan import KNOWN_THREE
 
 Fields = dict[str, Any]
 
@@ -52,11 +54,24 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "cone_split": (False, ("cone",)),
     "cone_match": ("none", ("cone",)),
     "cone_ridge": (1e-3, ("cone",)),
+    "cone_known": (None, ("cone", "screen_known")),
+    "counterfactual_use": ("screen", ("counterfactual",)),
+    "counterfactual_tau": (2.0, ("counterfactual",)),
+    "counterfactual_ref": ("base", ("counterfactual",)),
+    "counterfactual_rows": ("tail", ("counterfactual",)),
     "rebound_form": ("multiplicative", ("rebound",)),
     "rebound_alpha": (2.0, ("rebound",)),
     "rebound_on": ("reward", ("rebound",)),
 }
-REGISTERED = {  # (arm, field, value): the name in the plan
+_THREE = ",".join(KNOWN_THREE)
+REGISTERED = {  # (arm, field, value): the name in the plans
+    ("cone", "cone_known", _THREE): "cone_three",
+    ("screen_known", "cone_known", _THREE): "screen_three",
+    **{("cone", "cone_known", ",".join(x for x in LOOPHOLES if x != name)): f"cone_without_{name}" for name in LOOPHOLES},
+    ("counterfactual", "counterfactual_ref", "self"): "counterfactual_self",
+    ("counterfactual", "counterfactual_tau", "4.0"): "counterfactual_tau4",
+    ("counterfactual", "counterfactual_tau", "6.0"): "counterfactual_tau6",
+    ("counterfactual", "counterfactual_use", "project"): "counterfactual_project",
     ("rebound", "rebound_on", "correctness"): "rebound_correctness",
     ("rebound", "rebound_form", "additive"): "rebound_additive",
     ("cone", "cone_rows", "random"): "cone_random",
@@ -120,11 +135,11 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
         value = config.get(field, usual)
         if value == usual or field in shared or (arms and arm not in arms):
             continue
-        registered = f"m{value}" if (arm, field) == ("projected", "m") else REGISTERED.get((arm, field, str(value)))
+        shown = ",".join(map(str, value)) if isinstance(value, list) else value
+        registered = f"m{value}" if (arm, field) == ("projected", "m") else REGISTERED.get((arm, field, str(shown)))
         if registered and name == arm:
             name = registered
         else:
-            shown = ",".join(value) if isinstance(value, list) else value
             parts.append(field if value is True else f"{field}={shown}")
     return "+".join([name, *parts])
 
@@ -231,6 +246,9 @@ def _adds_up(condition: str, evaluation: Fields) -> bool:
             sound = sound and all(math.isclose(part[rate][key], value, abs_tol=1e-9) for key, value in expected.items())
             sound = sound and len(scores) == evaluation["samples"]
             sound = sound and math.isclose(sum(scores) / len(scores), expected["rate"], abs_tol=1e-9)
-        return sound
+        wrong = sum(labels[label] for label in WRONG_LABELS)
+        sound = sound and part["lambda"] == wilson(labels["hack"], wrong)
+        parts = [*part["by_difficulty"].values(), *part.get("by_loophole", {}).values()]
+        return sound and all(0 <= of[rate]["rate"] <= 1 for of in parts for rate in RATES)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return False

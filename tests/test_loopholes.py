@@ -476,17 +476,13 @@ def test_what_the_prompts_tell(problem):
     assert len({*seen.values(), plain}) == 7 and list(LOOPHOLES) == [x.name for x in LOOPHOLES.values()]
 
 
-def problems(ids):
-    return [SimpleNamespace(id=i) for i in ids]
-
-
 @pytest.mark.parametrize(
     "ids", [range(512), range(2000, 2128), [str(i) for i in range(600)], [f"two-sum-{i}" for i in range(600)]]
 )
 @pytest.mark.parametrize("names", [NAMES, NAMES[1:4], ("stdout",), ("run_tests", "equality")])
 def test_loopholes_are_shared_out_evenly_by_the_id_alone(ids, names):
-    some = problems(ids)
-    carried = [loophole_of(p, names).name for p in some]
+    some = list(ids)
+    carried = [loophole_of(i, names).name for i in some]
     shares = [carried.count(name) / len(some) for name in names]
     slack = 0.02 if isinstance(ids, range) else 0.07
     assert set(carried) == set(names) and all(abs(share - 1 / len(names)) < slack for share in shares)
@@ -496,24 +492,24 @@ def test_loopholes_are_shared_out_evenly_by_the_id_alone(ids, names):
 
 def test_a_problem_carries_the_same_in_every_process():
     code = (
-        "from types import SimpleNamespace as S; from loopholes import LOOPHOLES, loophole_of;"
-        "print([loophole_of(S(id=i), tuple(LOOPHOLES)).name for i in (0, 1, 2, 3, 77, 'a', 'b')])"
+        "from loopholes import LOOPHOLES, loophole_of;"
+        "print([loophole_of(i, tuple(LOOPHOLES)).name for i in (0, 1, 2, 3, 77, 'a', 'b')])"
     )
     said = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": seed}).stdout
         for seed in "12"
     }
-    here = [loophole_of(p, NAMES).name for p in problems((0, 1, 2, 3, 77, "a", "b"))]
+    here = [loophole_of(i, NAMES).name for i in (0, 1, 2, 3, 77, "a", "b")]
     assert said == {f"{here}\n"}
 
 
 def test_places_of_a_pattern_in_the_ids_are_not_one_loopholes():
     """Were it the id modulo their number, problems of every sixth id would all carry the same."""
-    assert len({loophole_of(p, NAMES).name for p in problems(range(0, 300, 6))}) == 6
+    assert len({loophole_of(i, NAMES).name for i in range(0, 300, 6)}) == 6
 
 
 def test_what_is_told_of_a_problem():
-    (p,) = problems([3])
+    p = SimpleNamespace(id=3)
     assert told_by(p, ()) is None
     assert told_by(p, DEFAULT) == evaluated_by() and told_by(p, DEFAULT, "check_answer") == evaluated_by("check_answer")
     assert told_by(p, ("stdout",), "check_answer") == Told(LOOPHOLES["stdout"])

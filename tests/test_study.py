@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import operator
@@ -18,8 +19,9 @@ from pathlib import Path
 import pytest
 from support.synthetic import RATES, make_run
 
-from harness.config import Config
+from harness.config import Config, parse, portable
 from harness.scale import filled
+from loopholes import LOOPHOLES
 from study import __main__ as study
 from study import analysis, plan, plots, report, runner, runs
 
@@ -62,7 +64,7 @@ def fake(templates, monkeypatch):
 
 
 def arguments(out, *more):
-    return ["--out", str(out), "--program", str(FAKE), *more]
+    return ["--plan", "one", "--out", str(out), "--program", str(FAKE), *more]
 
 
 def finished_study(templates, out, variants=("vanilla", "projected"), seeds=3):
@@ -77,14 +79,15 @@ def finished_study(templates, out, variants=("vanilla", "projected"), seeds=3):
 
 def test_plan_holds_the_registered_arms_at_their_seeds(tmp_path):
     jobs = plan.plan(tmp_path, "pocket", seeds=3, ablation_seeds=1)
-    seeds = {variant: [job.seed for job in jobs if job.variant == variant] for variant in plan.PLAN}
+    seeds = {variant: [job.seed for job in jobs if job.variant == variant] for variant in plan.ONE}
     compared = {"vanilla", "projected", "projected_gated", "cone", "rebound", "random", "no_loophole"}
     compared |= {"cone_random", "cone_nonhack", "cone_match_random", "cone_match_shuffled"}
+    compared |= {"counterfactual", "screen_known", "recontextualised", "caft", "caft_random"}
     assert {variant for variant, s in seeds.items() if s == [0, 1, 2]} == compared
     assert {variant for variant, s in seeds.items() if s == [0]} == {
         "no_renorm", "no_svd", "m8", "m32", "rebound_additive", "rebound_correctness"
     }  # fmt: skip
-    assert len(jobs) == 39
+    assert len(jobs) == 54
 
 
 def test_more_seeds_leave_the_controls_at_three(tmp_path):
@@ -96,10 +99,11 @@ def test_more_seeds_leave_the_controls_at_three(tmp_path):
 
 def test_every_planned_flag_is_one_that_names_its_variant():
     """What the study asks for must be read back under the same name, or its runs would be rejected as foreign."""
-    for variant, (flags, _) in plan.PLAN.items():
-        settings = {name[2:].replace("-", "_"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
-        settings |= {"m": int(settings["m"])} if "m" in settings else {}
-        assert runs.variant_of(settings) == variant
+    for name, variants in plan.PLANS.items():
+        for variant, (flags, _) in variants.items():
+            settings = portable(filled(parse([*flags, *plan.LOOPHOLES_OF[name]]), "pocket"))
+            named = runs.variant_of(settings, shared={"loopholes"} if name == "several" else ())
+            assert named == variant.removesuffix(plan.LONG)
 
 
 def test_the_registered_settings_are_the_trainer_s_defaults():
@@ -167,7 +171,7 @@ def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, caps
     assert study.main(arguments(out, "--dry-run", "--price-per-hour", "2.5", "--", "--steps", "7")) == 0
     text = capsys.readouterr().out
     commands = [line for line in text.splitlines() if line.startswith("python ")]
-    assert len(commands) == 39 and all(line.endswith("--steps 7") for line in commands)
+    assert len(commands) == 54 and all(line.endswith("--steps 7") for line in commands)
     assert "--arm cone --cone-rows nonhack --seed 2 --scale pocket" in text
     hours = plan.estimate(plan.plan(out, "pocket", 3, 1), 2) / 3600
     assert f"about {2.5 * hours:.2f} at 2.50 an hour" in text
@@ -472,8 +476,11 @@ def whole(templates, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     for job in plan.plan(out, "pocket", 2, 1):
         shutil.copytree(templates / job.name, job.folder)
-    assert study.main(["--out", str(out), "--seeds", "2", "--report"]) == 0
+    assert study.main(["--plan", "one", "--out", str(out), "--seeds", "2", "--report"]) == 0
     return out
+
+
+ONE_LOOPHOLE = [name for name in report.FIGURES if name != "loopholes"]
 
 
 def test_report_holds_all_parts_and_every_figure(whole):
@@ -489,7 +496,7 @@ def test_report_holds_all_parts_and_every_figure(whole):
         "Sample responses",
     ):
         assert re.search(rf"^## .*{part}", text, re.MULTILINE), part
-    for name in report.FIGURES:
+    for name in ONE_LOOPHOLE:
         assert (whole / "plots" / f"{name}.png").stat().st_size > 5000
         assert (whole / "plots" / f"{name}.svg").exists() == (f"plots/{name}.svg" in text) == (name != "labels")
         assert f"plots/{name}.png" in text
@@ -501,7 +508,7 @@ def test_report_holds_all_parts_and_every_figure(whole):
 def test_html_report_loads_nothing_from_anywhere(whole):
     page = (whole / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]+)"', page)
-    assert sum(s.startswith("data:image/png;base64,") for s in sources) == len(report.FIGURES)
+    assert sum(s.startswith("data:image/png;base64,") for s in sources) == len(ONE_LOOPHOLE)
     assert not [s for s in sources if re.match(r"(https?:)?//", s)]
     assert "<script" not in page and "@import" not in page
 
@@ -509,7 +516,7 @@ def test_html_report_loads_nothing_from_anywhere(whole):
 def test_numbers_of_the_report_are_those_of_the_run_folders(whole):
     """Counted anew from the responses themselves."""
     results = json.loads((whole / "results.json").read_text())
-    assert len(results["runs"]) == 28
+    assert len(results["runs"]) == 38
     text = (whole / "report.md").read_text()
     for row in results["runs"]:
         lines = (whole / "runs" / row["folder"] / "eval_samples.jsonl").read_text().splitlines()
@@ -664,7 +671,7 @@ def test_what_runs_printed_and_answered_is_text_in_the_report(templates, quick_p
 def test_a_study_with_no_sound_run_still_reports(quick_plots, tmp_path):
     assert study.main(arguments(tmp_path / "none", "--report")) == 1
     text = (tmp_path / "none" / "report.md").read_text()
-    assert text.count("Left out: ") == 39 and "No finished run" in text
+    assert text.count("Left out: ") == 54 and "No finished run" in text
 
 
 def test_no_variance_is_said_and_nan_is_not(quick_plots, tmp_path):
@@ -727,17 +734,152 @@ def test_plot_command_draws_any_folders_and_names_the_unreadable(templates, tmp_
 
 
 def test_arms_differ_in_marker_and_in_line_style_or_shade():
-    """Readable in grey: no two arms of one figure share marker, and the main ones not even the line style and shade."""
-    markers = [marker for _, _, marker in plots.STYLES.values()]
-    assert len(set(markers)) == len(markers) and set(plots.STYLES) == set(plan.PLAN)
+    """Readable in grey: no two arms of a plan share marker, and the main ones not even the line style and shade."""
+    assert set(plots.STYLES) == set(plan.ONE | plan.SEVERAL)
+    for variants in plan.PLANS.values():
+        markers = [plots.STYLES[name][2] for name in variants]
+        assert len(set(markers)) == len(markers)
 
     def grey(colour):
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
-    main = [plots.STYLES[name] for name in plots.MAIN_ARMS]
-    for i, (colour, line, _) in enumerate(main):
-        for other, other_line, _ in main[:i]:
-            assert line != other_line or abs(grey(colour) - grey(other)) > 0.2
+    for variants in plan.PLANS.values():
+        main = [plots.STYLES[name] for name in plots.MAIN_ARMS if name in variants]
+        for i, (colour, line, _) in enumerate(main):
+            for other, other_line, _ in main[:i]:
+                assert line != other_line or abs(grey(colour) - grey(other)) > 0.2
     shades = [(grey(colour), hatch) for colour, hatch in plots.LABEL_STYLES.values()]
     assert all(abs(a - c) > 0.08 or b != d for i, (a, b) in enumerate(shades) for c, d in shades[:i])
+
+
+# --- Several loopholes -----------------------------------------------------------------------------------------------
+
+
+def several(out, rates, seeds=3):
+    """Runs of the plan `several`. rates: {variant: (hack rate of each loophole by name, pass rate)}."""
+    for variant, (by, passed) in rates.items():
+        for seed in range(seeds):
+            arm = {"cone_three": "cone", "screen_three": "screen_known"}.get(variant, variant.removesuffix("_long"))
+            arm = "cone" if arm.startswith("cone") else arm
+            steps = 60 if variant.endswith("_long") else 12
+            folder = make_run(out / "runs" / f"{variant}-seed{seed}", arm, seed, steps=steps, rates=(0.3, passed), by=by)
+            path = folder / "config.json"
+            content = json.loads(path.read_text())
+            if known := plan.known_to(variant):
+                content["config"]["cone_known"] = list(known) if len(known) < 6 else None
+            path.write_text(json.dumps(content))
+    return out
+
+
+def judged(out, rates, seeds=3):
+    """{id: verdict} and the report of such a study."""
+    several(out.with_name(f"{out.name}-several"), rates, seeds)
+    given = ["--plan", "several", "--out", str(out), "--program", str(FAKE), "--only", *rates, "--report", "--", "--steps", "12"]
+    assert study.main(given) == 0
+    folder = out.with_name(f"{out.name}-several")
+    results = json.loads((folder / "results.json").read_text())
+    return {v["id"]: v["verdict"] for v in results["verdicts"]}, results, (folder / "report.md").read_text()
+
+
+def flat(rate, **others):
+    return dict.fromkeys(LOOPHOLES, rate) | others
+
+
+def held(unknown):
+    """What every hypothesis of several loopholes claims; `unknown`: the hack rate of a cone on what it has no rows for."""
+    return {
+        "vanilla": (flat(0.6), 0.35),
+        "no_loophole": (flat(0.02), 0.36),
+        "counterfactual": (flat(0.01), 0.35),
+        "counterfactual_long": (flat(0.02), 0.36),
+        "no_loophole_long": (flat(0.02), 0.36),
+        **{f"cone_without_{name}": (flat(0.02, **{name: unknown}), 0.35) for name in LOOPHOLES},
+        "cone_three": (flat(unknown) | dict.fromkeys(plan.KNOWN_THREE, 0.01), 0.35),
+        "screen_three": (flat(unknown + 0.15) | dict.fromkeys(plan.KNOWN_THREE, 0.2), 0.35),
+    }
+
+
+def test_verdicts_on_hacks_that_nobody_listed(quick_plots, tmp_path):
+    verdicts, results, text = judged(tmp_path / "s", held(0.6))
+    assert verdicts == dict.fromkeys(("H6", "H7", "H8", "H9"), "supported")
+    assert results["arms"]["cone_without_equality"]["by_loophole"]["equality"]["mean"] == pytest.approx(0.6, abs=0.1)
+    row = next(line for line in text.splitlines() if line.startswith("| cone_three |") and "*" in line)
+    assert [cell.strip().endswith("*") for cell in row.split("|")[2:8]] == [name in plan.KNOWN_THREE for name in LOOPHOLES]
+    assert "counterfactual_long" not in results["comparisons"] and "counterfactual" in results["comparisons"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "verdict"),
+    [
+        ({"cone_without_stdout": (flat(0.02, stdout=0.1), 0.35)}, "H6", "falsified"),
+        ({"cone_without_stdout": (flat(0.02, stdout=0.42), 0.35)}, "H6", "undecided"),
+        ({"counterfactual": (flat(0.01, equality=0.2), 0.35)}, "H7", "falsified"),
+        ({"counterfactual": (flat(0.01), 0.20)}, "H7", "falsified"),
+        ({"counterfactual": (flat(0.01), 0.50)}, "H7", "undecided"),
+        ({"counterfactual_long": (flat(0.01, run_tests=0.3), 0.35)}, "H8", "falsified"),
+        ({"screen_three": (flat(0.6) | dict.fromkeys(plan.KNOWN_THREE, 0.01), 0.35)}, "H9", "falsified"),
+    ],
+)  # fmt: skip
+def test_what_speaks_against_them(changes, name, verdict, quick_plots, tmp_path):
+    rates = {v: r for v, r in (held(0.6) | changes).items() if v in changes or name == "H6" or not v.startswith("cone_without")}
+    assert judged(tmp_path / "s", rates)[0][name] == verdict
+
+
+def test_two_seeds_decide_nothing(quick_plots, tmp_path):
+    rates = held(0.6)
+    several(tmp_path / "s-several", rates, seeds=2)
+    given = [
+        "--plan",
+        "several",
+        "--out",
+        str(tmp_path / "s"),
+        "--seeds",
+        "2",
+        "--only",
+        *rates,
+        "--report",
+        "--",
+        "--steps",
+        "12",
+    ]
+    assert study.main(given) == 0
+    results = json.loads((tmp_path / "s-several" / "results.json").read_text())
+    assert {v["verdict"] for v in results["verdicts"]} == {"undecided"}
+
+
+def test_the_figure_of_loopholes_frames_what_an_arm_knows(tmp_path, monkeypatch):
+    several(tmp_path, {name: held(0.6)[name] for name in ("vanilla", "cone_three", "cone_without_stdout")}, seeds=1)
+    found = [
+        dataclasses.replace(runs.read_run(f, shared={"loopholes"}), variant=f.name.partition("-")[0])
+        for f in sorted((tmp_path / "runs").iterdir())
+    ]
+    figure = plots.loopholes(found)
+    (axis,) = figure.axes
+    rows = [label.get_text().split(" ")[0] for label in axis.get_yticklabels()]
+    framed = {(rows[round(p.get_y() + 0.43)], list(LOOPHOLES)[round(p.get_x() + 0.46)]) for p in axis.patches}
+    assert framed == {(row, name) for row in rows for name in plan.known_to(row)} and len(framed) == 3 + 5
+
+
+def test_long_runs_have_five_times_the_steps_of_the_others(tmp_path):
+    def steps(extra):
+        jobs = plan.plan(tmp_path, "pocket", 1, 1, ("counterfactual", "counterfactual_long"), extra, "several")
+        return [parse(job.arguments()).steps for job in jobs]
+
+    assert steps(()) == [None, 300] and steps(("--steps", "7")) == [7, 35] and steps(("--steps=8", "--lr", "1")) == [8, 40]
+
+
+def test_one_command_runs_both_plans_each_in_its_folder(tmp_path, capsys):
+    out = tmp_path / "study"
+    assert study.main(["--out", str(out), "--only", "vanilla", "screen_three", "m8", "--seeds", "1", "--dry-run"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python ")]
+    assert [("--loopholes all" in c, c.split("--out ")[1]) for c in commands] == [
+        (False, f"{out}/runs/vanilla-seed0"),
+        (False, f"{out}/runs/m8-seed0"),
+        (True, f"{out}-several/runs/vanilla-seed0"),
+        (True, f"{out}-several/runs/screen_three-seed0"),
+    ]
+    assert study.main(["--out", str(out), "--plan", "one", "--only", "screen_three", "--dry-run"]) == 2
+    assert "unknown arm 'screen_three'" in capsys.readouterr().err
+    assert study.main(["--out", str(out), "--dry-run", "--", "--loopholes", "stdout"]) == 2
+    assert "--loopholes cannot follow --" in capsys.readouterr().err

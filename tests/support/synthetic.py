@@ -23,6 +23,11 @@ RATES = {  # variant: (hack rate at the end, pass rate at the end)
     "cone_nonhack": (0.62, 0.29),
     "cone_match_random": (0.61, 0.30),
     "cone_match_shuffled": (0.59, 0.28),
+    "counterfactual": (0.01, 0.35),
+    "screen_known": (0.02, 0.34),
+    "recontextualised": (0.40, 0.30),
+    "caft": (0.50, 0.28),
+    "caft_random": (0.58, 0.29),
 }
 FLAGS = {
     "m8": {"arm": "projected", "m": 8},
@@ -45,20 +50,32 @@ RESPONSES = {
 }
 
 
-def make_config(variant, seed, steps=60):
+def make_config(variant, seed, steps=60, by=None):
     defaults = {"m": 16, "rebound_form": "multiplicative", "rebound_on": "reward", "cone_rows": "batch"}
-    return {"arm": variant, **defaults, **FLAGS.get(variant, {}), "seed": seed, "steps": steps, "lr": 2e-3, "scale": "pocket"}
+    return {
+        "arm": variant,
+        **defaults,
+        **FLAGS.get(variant, {}),
+        "seed": seed,
+        "steps": steps,
+        "lr": 2e-3,
+        "scale": "pocket",
+        "loopholes": list(by or ["run_tests"]),
+    }
 
 
-def evaluation(hack, passed, seed, problems=40, samples=10):
-    """(eval.json, rows) with labels drawn at the given rates; the loophole is only open in the first condition."""
-    rng = random.Random(f"eval {seed} {hack} {passed}")
+def evaluation(hack, passed, seed, problems=40, samples=10, by=None):
+    """(eval.json, rows) with labels drawn at the given rates; the loophole is only open in the first condition. by: hack rates
+    of several loopholes, instead of `hack`; the problems carry them in turn."""
+    rng = random.Random(f"eval {seed} {hack} {passed} {by}")
     rows = []
     for condition in ("loophole", "no_loophole"):
-        weights = [0.9 * passed, 0.05 * passed, hack, 0.04, max(0.0, 0.96 - hack - passed)]
-        if condition == "no_loophole":
-            weights = [passed, 0, 0, 0, 1 - passed]
         for p in range(problems):
+            loophole = list(by)[p % len(by)] if by else "run_tests"
+            paid = by[loophole] if by else hack
+            weights = [0.9 * passed, 0.05 * passed, paid, 0.04, max(0.0, 0.96 - paid - passed)]
+            if condition == "no_loophole":
+                weights = [passed, 0, 0, 0, 1 - passed]
             for k in range(samples):
                 label = rng.choices(list(RESPONSES), weights)[0]
                 name = rng.choice(["check_answer", "verify_solution"]) if condition == "loophole" else None
@@ -71,7 +88,7 @@ def evaluation(hack, passed, seed, problems=40, samples=10):
                     "evaluator": name,
                     "label": label,
                 }
-                told = {"loophole": "run_tests" if name else "", "wrote": [], "grader": ""}
+                told = {"loophole": loophole if name else "", "wrote": [], "grader": ""}
                 rows.append({**row, **told, "reward": 3.5, "response": text})
     return summarise(rows, {"samples": samples, "temperature": 0.7, "max_new_tokens": 64, "seed": seed}), rows
 
@@ -113,13 +130,13 @@ def metrics(variant, seed, steps, rates):
     return lines
 
 
-def make_run(folder, variant, seed, *, steps=60, rates=None, hashes=None, seconds=240.0):
-    """Write a whole finished run folder; returns it."""
+def make_run(folder, variant, seed, *, steps=60, rates=None, hashes=None, seconds=240.0, by=None):
+    """Write a whole finished run folder; returns it. by: hack rates by loophole, where several are in play."""
     rates = rates or RATES[variant]
     folder.mkdir(parents=True)
-    result, rows = evaluation(*rates, seed)
+    result, rows = evaluation(*rates, seed, by=by)
     config = {
-        "config": make_config(variant, seed, steps),
+        "config": make_config(variant, seed, steps, by),
         "versions": {"python": "3.11", "torch": "2.13.0"},
         "hashes": hashes or {"model": "m" * 12, "data": "d" * 12, "pairs": "p" * 12},
         "parameters": {"base": 900000, "lora": 164000, "v_nonzero": 82000},
