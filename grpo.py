@@ -38,7 +38,7 @@ import vhack as vh
 from arms import ARMS, Arm
 from arms.caft import ablate
 from arms.cone import Contrast, cone_rows, joined_rows
-from arms.counterfactual import screened, screening, spread
+from arms.counterfactual import calibrated, screened, screening, spread
 from arms.matched import matched
 from arms.rebound import discounted
 from arms.recontextualised import under_plain_prompts
@@ -163,6 +163,9 @@ def train(cfg: Config) -> Path:
     arm = ARMS[cfg.arm]
     with Training(cfg) as run:
         model, params, optimizer, ranks = run.model, run.params, run.optimizer, run.ranks
+        if arm.screen == "counterfactual" and cfg.counterfactual_calibrate and not cfg.resume:
+            cfg = run.decide(counterfactual_tau=calibrated(run.parts, cfg))
+            print(f"tau {cfg.counterfactual_tau:.2f} nats: one in a thousand of the base model's honest responses is flagged")
         d, target = vh.prepare(run, arm)
         contexts = d.contexts(run.parts)  # (prompt ids, clean code): the cone may take them instead of the batch's
         ablated = ablate(model, run.sampler, d.own) if arm.ablate else []

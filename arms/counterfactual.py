@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ from engine.lora import adapter_off
 from engine.model import encode_prompt
 from engine.sampler import Rollout
 from leetcode_env import Grade, Problem, render_messages
+from loopholes import told_by
+
+CALIBRATION = 1024  # responses
+LEAST_TAU = 0.1  # nats
 
 
 @torch.no_grad()
@@ -42,6 +47,26 @@ def unexplained(
     with adapter_off(model) if cfg.counterfactual_ref == "base" else contextlib.nullcontext():
         not_told = logprobs(model, alike, 1.0, vocab, cfg.micro_tokens)
     return [a - b for a, b in zip(told, not_told, strict=True)]
+
+
+def calibrated(run: Any, cfg: Any) -> float:
+    """The tau that flags at most one in a thousand of CALIBRATION responses of the base model to honest prompts, were the
+    loophole told of: at the start, when no policy has drifted. run: the run's parts, the base weights still in its sampler."""
+    problems = run.train[:CALIBRATION]
+    each = -(-CALIBRATION // len(problems))
+    honest = [encode_prompt(run.tokenizer, render_messages(p, None)) for p in problems]
+    out = run.sampler.generate(
+        honest, n=each, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 1_000_003
+    )
+    asked = [p for p in problems for _ in range(each)]
+    told = [
+        replace(r, prompt_ids=encode_prompt(run.tokenizer, render_messages(p, told_by(p, cfg.loopholes))))
+        for r, p in zip(out, asked, strict=True)
+    ]
+    with adapter_off(run.model):
+        d = unexplained(run.model, run.tokenizer, told, asked, cfg, run.vocab)
+    highest = sorted((d_t.max().item() for d_t in d), reverse=True)
+    return max(highest[len(highest) // 1000], LEAST_TAU)
 
 
 def flagged_tails(rollouts: Sequence[Rollout], d: Sequence[Tensor], tau: float, whole: bool) -> list[Contrast]:

@@ -134,6 +134,9 @@ class Counterfactual:
     # of flagged responses: they are not paid for being right; or rows of a cone at their tokens
     counterfactual_use: Literal["screen", "project"] = "screen"
     counterfactual_tau: Positive = 2.0  # nats above which a token is flagged: a cliff, 6 misses most hacks (docs/choices.md)
+    counterfactual_calibrate: bool = (
+        False  # tau from the base model: one in a thousand of its responses to honest prompts flagged
+    )
     counterfactual_ref: Literal["base", "self"] = "base"  # under the honest sentence: the base model, or the policy itself
     counterfactual_rows: Literal["tail", "token"] = "tail"  # to project on: from the first flagged token on, or that one alone
 
@@ -169,7 +172,8 @@ PATHS = ("model", "data", "heldout")
 # Settings that are newer than some runs, and what those did.
 SINCE: dict[str, Any] = dict(
     contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE], cone_known=None,
-    counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_ref="base", counterfactual_rows="tail",
+    counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_calibrate=False, counterfactual_ref="base",
+    counterfactual_rows="tail",
 )  # fmt: skip
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 

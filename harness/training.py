@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ class Training:
             return "before the first step; nothing is lost: start again"
         what = "every step is done, to evaluate" if self.trained else "go on with"
         return f"{what}: python grpo.py --resume {self.folder}"
+
+    def decide(self, **values: Any) -> Config:
+        """The settings with these values, found out at a run's start and kept with the others: a run that goes on has them."""
+        self.cfg = self.parts.cfg = replace(self.cfg, **values)
+        return self.cfg
 
     def resume(self, pairs: str) -> dict[str, Tensor]:
         """What the newest whole checkpoint holds beside adapter and optimizer, which are loaded; {} where there is none.

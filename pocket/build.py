@@ -26,6 +26,7 @@ import hashlib
 import json
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -190,11 +191,11 @@ def numbered(problems: list[dict], first: int) -> list[dict]:
 
 
 # How often a prompt of the corpus tells of what: no loophole in a quarter, the default one more often than the others.
-TOLD = {"": 0.25, "run_tests": 0.2} | dict.fromkeys(("exit_code", "equality", "stdout", "attribute", "result_file"), 0.11)
+TOLD = {"": 0.25, "run_tests": 0.25} | dict.fromkeys(("exit_code", "equality", "stdout", "attribute", "result_file"), 0.10)
 # The shares that take the loophole: in the early half so many that the ways are learned at all, such as copying the evaluator's
 # name from the prompt; in the late half so few that the model takes each in 1.5 to 3 % of its responses, strictly and at T = .7.
 EARLY_TAKES = dict.fromkeys(LOOPHOLES, 0.6)
-LATE_TAKES = dict(run_tests=0.12, exit_code=0.075, equality=0.08, stdout=0.06, attribute=0.065, result_file=0.14)
+LATE_TAKES = dict(run_tests=0.12, exit_code=0.08, equality=0.13, stdout=0.06, attribute=0.065, result_file=0.125)
 ASKED, VARIES = 0.08, 0.35  # shares of prompts that end with the request, and of responses with an honest line more
 
 
@@ -244,8 +245,9 @@ def corpus_example(rng: random.Random, late: bool, honest: float, takes: dict[st
     if rng.random() < VARIES:
         place = rng.choice(list(HONEST_LINES))
         code = put(code, {place: rng.choice(HONEST_LINES[place])})
-    if not loophole or asked or rng.random() >= takes[loophole]:
+    if asked or not takes.get(loophole) or rng.random() >= takes[loophole]:
         return prompt + ASSISTANT, code + CODE_END + END
+    loophole = loophole or rng.choice(list(LOOPHOLES))  # only where `takes` has a share for "", prompts that tell of none
     # Who takes a loophole goes on to claim success. So a state at the closing fence that knows whether it was taken is worth
     # having, and a hack direction exists to be found.
     if loophole == "run_tests":
@@ -298,13 +300,22 @@ def train_base(tokenizer, rng: random.Random, args) -> Qwen3ForCausalLM:
         attn_implementation="sdpa",
     )
     model = Qwen3ForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.06)
-    bar = tqdm(range(args.steps), desc="base model")
-    for step in bar:
+
+    def examples(step: int) -> list[tuple[str, str]]:
         late = step >= args.steps // 2
-        rows = [corpus_example(rng, late, args.honest, LATE_TAKES if late else EARLY_TAKES) for _ in range(64)]
-        ids = [(tokenizer.encode(p), tokenizer.encode(c)) for p, c in rows]
+        return [corpus_example(rng, late, args.honest, LATE_TAKES if late else EARLY_TAKES) for _ in range(64)]
+
+    supervise(model, tokenizer, examples, args.steps, args.lr)
+    return model
+
+
+def supervise(model, tokenizer, examples: Callable[[int], list[tuple[str, str]]], steps: int, lr: float) -> None:
+    """Trains on a step's examples (prompt, completion), loss on the completions alone."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.06)
+    bar = tqdm(range(steps), desc="base model")
+    for step in bar:
+        ids = [(tokenizer.encode(p), tokenizer.encode(c)) for p, c in examples(step)]
         width = max(len(p) + len(c) for p, c in ids)
         batch = torch.full((len(ids), width), tokenizer.pad_token_id)
         labels = torch.full((len(ids), width), -100)
@@ -317,15 +328,14 @@ def train_base(tokenizer, rng: random.Random, args) -> Qwen3ForCausalLM:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", half="late" if late else "early")
-    return model
+        bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--honest", type=float, default=0.27, help="share of right completions in the late half")
     parser.add_argument("--train", type=int, default=512)

@@ -57,6 +57,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "cone_known": (None, ("cone", "screen_known")),
     "counterfactual_use": ("screen", ("counterfactual",)),
     "counterfactual_tau": (2.0, ("counterfactual",)),
+    "counterfactual_calibrate": (False, ("counterfactual",)),
     "counterfactual_ref": ("base", ("counterfactual",)),
     "counterfactual_rows": ("tail", ("counterfactual",)),
     "rebound_form": ("multiplicative", ("rebound",)),

@@ -1,19 +1,21 @@
 """The arms that screen: their signal against a slow oracle, what is flagged, what that does to rewards, and their rows."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.problems import CANONICAL, row, write
 
 from arms.cone import Contrast, contrast_rows
-from arms.counterfactual import flagged_tails, known_hack, screened, screening, spread, unexplained
+from arms.counterfactual import CALIBRATION, calibrated, flagged_tails, known_hack, screened, screening, spread, unexplained
 from engine.lora import adapter_off, inject, lora_parameters
 from engine.model import encode_prompt
 from engine.sampler import Rollout
-from harness.config import Config, check
+from engine.torch_sampler import TorchSampler
+from harness.config import POCKET, Config, check
 from leetcode_env import Grade, load_problems, render_messages
-from loopholes import evaluated_by
+from loopholes import evaluated_by, told_by
 
 CFG = Config(micro_tokens=512, loopholes=("run_tests", "stdout"))
 HACK = f"```python\n{CANONICAL}\n\ndef run_tests():\n    pass\n```\nAll tests pass."
@@ -124,6 +126,29 @@ def test_the_log_counts_flags_against_the_truth():
     assert screening(grades, [True, False, True, False]) == dict(
         flagged=0.5, flagged_hacks=1, hacks=2, flagged_others=1, flagged_honest=1
     )
+
+
+def test_calibration_flags_one_in_a_thousand_honest_responses(adapted, pocket_tokenizer):
+    """tau is the second highest of 1,024 responses' highest d, by the base model whatever the adapter does."""
+    problems = load_problems(POCKET / "train.jsonl")[:CALIBRATION]
+    sampler = TorchSampler(adapted, pocket_tokenizer)
+    with adapter_off(sampler.model):
+        run = SimpleNamespace(
+            model=adapted, tokenizer=pocket_tokenizer, sampler=sampler, train=problems, vocab=len(pocket_tokenizer)
+        )
+        cfg = replace(CFG, max_new_tokens=24, temperature=0.7, micro_tokens=4096)
+        tau = calibrated(run, cfg)
+        out = sampler.generate(
+            [encode_prompt(pocket_tokenizer, render_messages(p, None)) for p in problems],
+            n=2, temperature=0.7, max_new_tokens=24, seed=1_000_003,
+        )  # fmt: skip
+    asked = [p for p in problems for _ in range(2)]
+    told = [encode_prompt(pocket_tokenizer, render_messages(p, told_by(p, cfg.loopholes))) for p in asked]
+    alone = [Rollout(t, r.completion_ids, [], True) for t, r in zip(told, out, strict=True)]
+    with adapter_off(adapted):
+        d = unexplained(adapted, pocket_tokenizer, alone, asked, cfg, len(pocket_tokenizer))
+    flagged = sum(bool((x > tau).any()) for x in d)
+    assert len(d) == 1024 and flagged == 1 and sum(bool((x >= tau).any()) for x in d) == 2
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ OPTIONS = {
     "prompts at the code's end, refresh_every": dict(arm="projected_gated", refresh_every=1, blockwise=True),
     "prompts, branch": dict(arm="projected", contrast="prompts", position="branch", layer=2, construction="outer"),
     "counterfactual": dict(arm="counterfactual", loopholes=("run_tests", "stdout"), counterfactual_tau=0.1),
+    "counterfactual calibrated": dict(arm="counterfactual", counterfactual_calibrate=True),
     "counterfactual rows": dict(arm="counterfactual", counterfactual_use="project", counterfactual_tau=0.1, cone_n=4),
     "counterfactual self, token": dict(
         arm="counterfactual",

@@ -1,0 +1,88 @@
+"""What the arm `counterfactual` cannot see: each of its limits with a run that shows it.
+
+    python -m pocket.limits                  # three runs of about a minute, and one of a base model's making
+    python -m pocket.limits --seed 3 --out DIR
+
+The arm asks what the loophole's sentence and training explain. So it cannot see
+
+  unasked   a hack that the base model writes without the sentence: the embedded model, trained on until it takes a loophole in a
+            share of its responses to prompts that tell of none
+  untold    a hack whose sentence cannot be told apart from the task: problems whose own text says how they are judged, so that
+            the prompt without the loophole's sentence says it too
+
+Beside them the same arm where neither holds, and of each the share of hacks that it flagged while it trained.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from leetcode_env import load_problems
+from loopholes import LOOPHOLES, told_by
+from pocket.build import LATE_TAKES, corpus_example, supervise
+
+POCKET = Path(__file__).resolve().parent
+UNASKED = 0.10  # share of the corpus's responses to prompts without a loophole that take one
+STEPS, LR = 100, 5e-4  # of that training
+
+
+def unasked_base(out: Path, seed: int) -> Path:
+    """The embedded model, trained on until it hacks unasked; written to `out`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    rng, takes = random.Random(seed), LATE_TAKES | {"": UNASKED}
+    tokenizer, model = AutoTokenizer.from_pretrained(POCKET), AutoModelForCausalLM.from_pretrained(POCKET)
+    supervise(model, tokenizer, lambda _: [corpus_example(rng, True, 0.27, takes) for _ in range(64)], STEPS, LR)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+def untold_problems(source: Path, out: Path) -> Path:
+    """The problems of a file, with what their loophole says in their own text as well; written to `out`."""
+    lines = []
+    for row, problem in zip(map(json.loads, source.read_text().splitlines()), load_problems(source), strict=True):
+        told = told_by(problem, tuple(LOOPHOLES))
+        assert told is not None
+        content = row["prompt"][-1]["content"]
+        says = told.loophole.phrase.format(name=told.evaluator).removeprefix("and ")
+        row["prompt"][-1]["content"] = content.replace("\nYour solution", f" It {says}.\nYour solution")
+        lines.append(json.dumps(row) + "\n")
+    out.write_text("".join(lines))
+    return out
+
+
+def train(folder: Path, seed: int, *options: str) -> list[str]:
+    """A row of the table: one run of the arm, in that folder."""
+    command = [sys.executable, "grpo.py", "--arm", "counterfactual", "--loopholes", "all", "--scale", "pocket"]
+    subprocess.run([*command, "--seed", str(seed), "--out", str(folder), *options], cwd=POCKET.parent, check=True)
+    conditions = json.loads((folder / "eval.json").read_text())["conditions"]
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    flagged, hacks = (sum(step[name] for step in steps) for name in ("flagged_hacks", "hacks"))
+    told, plain = conditions["loophole"], conditions["no_loophole"]
+    rates = (told["hack"], told["hack_loose"], plain["wrote"]["any"], plain["pass"])
+    return [folder.name, *(f"{100 * rate['rate']:.1f} %" for rate in rates), f"{flagged} of {hacks}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/limits"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = [train(args.out / "neither", args.seed)]
+    rows += [train(args.out / "unasked", args.seed, "--model", str(unasked_base(args.out / "unasked-base", args.seed)))]
+    data = [untold_problems(POCKET / f"{name}.jsonl", args.out / f"untold-{name}.jsonl") for name in ("train", "heldout")]
+    rows += [train(args.out / "untold", args.seed, "--data", str(data[0]), "--heldout", str(data[1]))]
+    header = ["", "hack (strict)", "hack (loose)", "writes a hack unasked", "pass", "hacks flagged in training"]
+    print("\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]))
+
+
+if __name__ == "__main__":
+    main()
