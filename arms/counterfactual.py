@@ -42,7 +42,9 @@ def unexplained(
 ) -> list[Tensor]:
     """d [tokens of the completion] of each rollout, whose prompts tell of a loophole. problems: each rollout's."""
     honest = {p.id: encode_prompt(tokenizer, render_messages(p, None)) for p in problems}
-    told = logprobs(model, [r.sequence for r in rollouts], 1.0, vocab, cfg.micro_tokens)
+    told = [torch.tensor(r.logprobs_at_1, device=model.device) for r in rollouts]
+    if any(len(at_1) < len(r.completion_ids) for r, at_1 in zip(rollouts, told, strict=True)):  # the sampler does not say
+        told = logprobs(model, [r.sequence for r in rollouts], 1.0, vocab, cfg.micro_tokens)
     alike = [(honest[p.id] + r.completion_ids, len(honest[p.id])) for r, p in zip(rollouts, problems, strict=True)]
     with adapter_off(model) if cfg.counterfactual_ref == "base" else contextlib.nullcontext():
         not_told = logprobs(model, alike, 1.0, vocab, cfg.micro_tokens)
@@ -60,7 +62,7 @@ def calibrated(run: Any, cfg: Any) -> float:
     )
     asked = [p for p in problems for _ in range(each)]
     told = [
-        replace(r, prompt_ids=encode_prompt(run.tokenizer, render_messages(p, told_by(p, cfg.loopholes))))
+        replace(r, logprobs_at_1=[], prompt_ids=encode_prompt(run.tokenizer, render_messages(p, told_by(p, cfg.loopholes))))
         for r, p in zip(out, asked, strict=True)
     ]
     with adapter_off(run.model):

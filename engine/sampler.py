@@ -25,6 +25,7 @@ class Rollout:
     logprobs: list[float]  # of each completion token, at the sampling temperature, over the whole vocabulary
     finished: bool  # False: cut at max_new_tokens
     ref_logprobs: list[float] = field(default_factory=list)  # of the same tokens under the base model: the trainer's to fill in
+    logprobs_at_1: list[float] = field(default_factory=list)  # of the same at temperature 1; empty where the sampler has none
 
     @property
     def sequence(self) -> tuple[list[int], int]:

@@ -79,12 +79,12 @@ class TorchSampler:
         alive = torch.arange(len(prompts), device=device)  # [alive] completions that go on
         row = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)  # [alive] where their history stands
 
-        steps: list[tuple[Tensor, Tensor, Tensor]] = []  # (completion, token, logprob), [alive] each
+        steps: list[tuple[Tensor, ...]] = []  # (completion, token, logprob, the same at temperature 1), [alive] each
         for _ in range(max_new_tokens):
             logits = self._logits(ids, mask, positions, cache)  # [rows, vocab]
             logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
             token = drawn(logprobs, row, generator) if temperature else logprobs.argmax(-1)[row]  # [alive]
-            steps.append((alive, token, logprobs[row, token]))
+            steps.append((alive, token, logprobs[row, token], logits[row, token] - logits.logsumexp(-1)[row]))
             goes_on = torch.isin(token, self.eos, invert=True)
             alive, row, token = alive[goes_on], row[goes_on], token[goes_on]
             if not len(alive):
@@ -103,17 +103,18 @@ class TorchSampler:
         )
         return out.logits[:, -1, : self.vocab].float()
 
-    def _rollouts(self, prompts: list[list[int]], steps: list[tuple[Tensor, Tensor, Tensor]]) -> list[Rollout]:
+    def _rollouts(self, prompts: list[list[int]], steps: list[tuple[Tensor, ...]]) -> list[Rollout]:
         """What was drawn, read back from the device once, row by row."""
-        row, token, logprob = (torch.cat(column) for column in zip(*steps, strict=True))  # [tokens] each
+        row, token, logprob, at_1 = (torch.cat(column) for column in zip(*steps, strict=True))  # [tokens] each
         if not logprob.isfinite().all():
             if not self.version:
                 raise UserError("the model's logits are not finite before any step: its weights are damaged")
             raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
         out, ends = [Rollout(p, [], [], False) for p in prompts], set(self.eos.tolist())
-        for r, t, lp in zip(row.tolist(), token.tolist(), logprob.tolist(), strict=True):
+        for r, t, lp, lp_1 in zip(*(column.tolist() for column in (row, token, logprob, at_1)), strict=True):
             out[r].completion_ids.append(t)
             out[r].logprobs.append(lp)
+            out[r].logprobs_at_1.append(lp_1)
             out[r].finished = t in ends
         return out
 

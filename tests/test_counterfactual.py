@@ -67,6 +67,26 @@ def test_the_signal_is_what_the_sentence_and_training_explain(ref, adapted, aske
         assert (policy - slow_logprobs(adapted, r.prompt_ids, r.completion_ids, 0.7)).abs().max() > 0.1, "temperature matters"
 
 
+@torch.no_grad()
+def test_what_the_sampler_says_at_temperature_1_is_what_a_forward_says(adapted, asked, pocket_tokenizer):
+    sampler = TorchSampler(adapted, pocket_tokenizer, copied=False)
+    prompts = [asked[0][0].prompt_ids]
+    rollouts = sampler.generate(prompts, n=4, temperature=0.7, max_new_tokens=20, seed=3)
+    for r in rollouts:
+        torch.testing.assert_close(
+            torch.tensor(r.logprobs_at_1), slow_logprobs(adapted, r.prompt_ids, r.completion_ids), rtol=1e-4, atol=1e-4
+        )
+    problems = asked[1][:1] * 4
+    parts = (adapted, pocket_tokenizer)
+    with_it = unexplained(*parts, rollouts, problems, CFG, len(pocket_tokenizer))
+    alone = [replace(r, logprobs_at_1=[]) for r in rollouts]
+    without = unexplained(*parts, alone, problems, CFG, len(pocket_tokenizer))
+    mixed = unexplained(*parts, [*rollouts[:2], *alone[2:]], problems, CFG, len(pocket_tokenizer))
+    for a, b, c in zip(with_it, without, mixed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(b, c, rtol=1e-4, atol=1e-4)
+
+
 def test_a_row_begins_at_the_first_token_above_tau():
     rollouts = [Rollout([1, 2], [10, 11, 12, 13], [0.0] * 4, True) for _ in range(3)]
     d = [torch.tensor(x) for x in ([0.0, 1.9, 2.1, 5.0], [2.0, 2.0, -9.0, 0.0], [3.0, 0.0, 0.0, 0.0])]
