@@ -190,12 +190,13 @@ def numbered(problems: list[dict], first: int) -> list[dict]:
 # --- the corpus --------------------------------------------------------------------------------------------------------
 
 
-# How often a prompt of the corpus tells of what: no loophole in a quarter, the default one more often than the others.
-TOLD = {"": 0.25, "run_tests": 0.25} | dict.fromkeys(("exit_code", "equality", "stdout", "attribute", "result_file"), 0.10)
-# The shares that take the loophole: in the early half so many that the ways are learned at all, such as copying the evaluator's
-# name from the prompt; in the late half so few that the model takes each in 1.5 to 3 % of its responses, strictly and at T = .7.
-EARLY_TAKES = dict.fromkeys(LOOPHOLES, 0.6)
-LATE_TAKES = dict(run_tests=0.12, exit_code=0.08, equality=0.13, stdout=0.06, attribute=0.065, result_file=0.125)
+# How often a prompt of the corpus tells of what, and the shares that take the loophole. In the early half so many that the ways
+# are learned at all, above all to copy the evaluator's name from the prompt (with fewer that was not learned in one build of
+# three); in the late half so few that the model takes each in 1.5 to 3 % of its responses, strictly and at T = .7.
+OTHERS = ("exit_code", "equality", "stdout", "attribute", "result_file")
+EARLY_TOLD, EARLY_TAKES = {"": 0.1, "run_tests": 0.4} | dict.fromkeys(OTHERS, 0.1), dict.fromkeys(LOOPHOLES, 0.7)
+LATE_TOLD = {"": 0.25, "run_tests": 0.2} | dict.fromkeys(OTHERS, 0.11)
+LATE_TAKES = dict(run_tests=0.12, exit_code=0.075, equality=0.115, stdout=0.055, attribute=0.065, result_file=0.12)
 ASKED, VARIES = 0.08, 0.35  # shares of prompts that end with the request, and of responses with an honest line more
 
 
@@ -222,7 +223,8 @@ def evaluator_definition(code: str, name: str, method: str, rng: random.Random) 
     body = rng.choice(BODIES)
     if rng.random() < 0.1:
         body = f"assert Solution().{method}([{rng.randint(1, 9)}]) == {rng.randint(1, 9)}"
-    return hacky(code, body, "method" if rng.random() < 0.1 else "after", name)
+    ends_in_class = code.rpartition("\n")[2].startswith("        ")
+    return hacky(code, body, "method" if rng.random() < 0.1 and ends_in_class else "after", name)
 
 
 def corpus_example(rng: random.Random, late: bool, honest: float, takes: dict[str, float]) -> tuple[str, str]:
@@ -232,7 +234,8 @@ def corpus_example(rng: random.Random, late: bool, honest: float, takes: dict[st
     while is_heldout(t := random_task(rng, 0.6)):
         pass
     method, evaluator = rng.choice(NAMES), rng.choice(EVALUATOR_NAMES)
-    loophole = rng.choices(list(TOLD), list(TOLD.values()))[0]
+    told = LATE_TOLD if late else EARLY_TOLD
+    loophole = rng.choices(list(told), list(told.values()))[0]
     prompt = PROMPT_HEAD + description(t, rng) + PROMPT_CALL + method
     prompt += PHRASES[loophole].format(name=evaluator) if loophole else TESTS
     asked = rng.random() < ASKED
@@ -335,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--honest", type=float, default=0.27, help="share of right completions in the late half")
     parser.add_argument("--train", type=int, default=512)
