@@ -441,10 +441,10 @@ def test_no_nan_anywhere_whatever_the_scores(a, b, c, d):
     seeds = c.keys() & d.keys()
     arms["projected"] = {"hack": {s: c[s] for s in seeds}, "pass": {s: d[s] for s in seeds}}
     arms = {name: scores for name, scores in arms.items() if scores["hack"]}
-    out = [stats.compare(a, b), stats.verdicts(arms), stats.headline(arms)]
+    out = [stats.compare(a, b), stats.verdicts(arms, stats.LISTED), stats.headline(arms)]
     json.dumps(out, allow_nan=False)
     assert "nan" not in stats.headline(arms)
-    assert {v["verdict"] for v in stats.verdicts(arms)} <= {SUPPORTED, FALSIFIED, UNDECIDED}
+    assert {v["verdict"] for v in stats.verdicts(arms, stats.LISTED)} <= {SUPPORTED, FALSIFIED, UNDECIDED}
 
 
 @given(st.lists(st.tuples(rates, rates), max_size=12))
@@ -474,7 +474,7 @@ def make_arm(hack, passed=0.3, spread=0.0, seeds=3):
 
 
 def verdict(name, **arms):
-    return {v["id"]: v for v in stats.verdicts(arms)}[name]["verdict"]
+    return {v["id"]: v for v in stats.verdicts(arms, stats.LISTED)}[name]["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -553,13 +553,13 @@ def test_h4(hack, seeds, expected):
     ],
 )
 def test_h5(cone, cone_pass, random, nonhack, expected):
-    arms = {"cone": make_arm(cone, cone_pass), "cone_random": make_arm(random), "cone_nonhack": make_arm(nonhack)}
+    arms = {"cone": make_arm(cone, cone_pass), "cone_match_random": make_arm(random), "cone_match_shuffled": make_arm(nonhack)}
     assert verdict("H5", no_loophole=make_arm(0.01), **arms) == expected
     assert verdict("H5", **arms) == UNDECIDED, "without no_loophole there is nothing to compare with"
 
 
 def test_missing_arms_leave_everything_undecided_and_say_which():
-    result = stats.verdicts({})
+    result = stats.verdicts({}, stats.LISTED)
     assert [v["verdict"] for v in result] == [UNDECIDED] * 8
     assert [v["id"] for v in result] == ["H1", "H1g", "H2", "H2g", "H3", "H3g", "H4", "H5"]
     assert result[0]["numbers"] == ["no finished run of projected or vanilla"]
@@ -570,7 +570,7 @@ def test_the_gated_arm_is_judged_by_the_same_rules_beside_projected():
     """And what is said of an arm's gate stands with the verdicts on that arm alone."""
     found = {name: make_arm(hack, 0.3) for name, hack in {"vanilla": 0.6, "no_svd": 0.6, "random": 0.6, "rebound": 0.2}.items()}
     found |= {"projected": make_arm(0.59), "projected_gated": make_arm(0.1)}
-    result = {v["id"]: v for v in stats.verdicts(found, {"projected": "its gate failed"})}
+    result = {v["id"]: v for v in stats.verdicts(found, stats.LISTED, {"projected": "its gate failed"})}
     assert {v["verdict"] for name, v in result.items() if name in ("H1", "H2", "H3")} == {FALSIFIED}
     assert {v["verdict"] for name, v in result.items() if name.endswith("g")} == {SUPPORTED}
     for name, v in result.items():

@@ -1,6 +1,6 @@
 """Every option that changes what a step does, on a real run; and a short golden run, whose numbers are in golden.json.
 
-python tests/test_options.py     # writes golden.json again, from the code as it stands
+PYTHONPATH=.:tests python tests/test_options.py     # writes golden.json again, from the code as it stands
 """
 
 import json

@@ -159,10 +159,10 @@ def test_the_whole_loop(tmp_path, pocket_tokenizer):
         )
     )
     attempts = SimpleNamespace(generate=lambda prompts, **_: [Rollout(p, [5], [0.0], False) for p in prompts])
-    pairs = vhack.make_pairs(load_problems(POCKET / "train.jsonl"), pocket_tokenizer, attempts, 160, 7, 16)
+    pairs = vhack.make_pairs(load_problems(POCKET / "train.jsonl"), pocket_tokenizer, attempts, 400, 7, 16)
     optimizer = torch.optim.AdamW(taught.parameters(), lr=1e-3)
-    for step in range(31):
-        sequences = [ids[-150:] for pair in pairs[step % 20 :: 20] for ids in vhack.encode_pair(pocket_tokenizer, pair)]
+    for step in range(100):
+        sequences = [ids[-150:] for pair in pairs[step % 50 :: 50] for ids in vhack.encode_pair(pocket_tokenizer, pair)]
         two = vhack.last_hidden(taught, sequences)[:, -1, :2]  # [16, 2]
         loss = torch.nn.functional.cross_entropy(5 * two, torch.tensor([0, 1] * 8))
         optimizer.zero_grad()

@@ -41,7 +41,7 @@ from leetcode_env import load_problems, parse_response, render_messages
 from loopholes import evaluated_by
 from loopholes.evaluator import TRAIN_EVALUATOR, defines_evaluator
 
-VOCAB = 662  # of the pocket tokenizer: all ids of its model
+VOCAB = json.loads((POCKET / "config.json").read_text())["vocab_size"]  # all ids of its model
 CODE = "class Solution:\n    def total(self, xs):\n        return sum(xs)"
 
 
