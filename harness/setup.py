@@ -47,6 +47,8 @@ def set_up(cfg: Config) -> Run:
     torch.manual_seed(cfg.seed)
     tokenizer = load_tokenizer(cfg.model)
     train = fitting(load_problems(cfg.data), tokenizer, cfg, cfg.data, (TRAIN_EVALUATOR,))
+    if bare := [p.id for p in train if not p.canonical_solution]:
+        raise UserError(f"{cfg.data}: problem {bare[0]} has no canonical solution: such a set is for eval.py RUN --data alone")
     heldout = fitting(load_problems(cfg.heldout), tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
     model = load_model(cfg.model, "cuda" if torch.cuda.is_available() and cfg.scale == "full" else "cpu", cfg.recompute or "all")
     width, depth = model.config.get_text_config().hidden_size, model.config.get_text_config().num_hidden_layers
