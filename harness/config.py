@@ -66,9 +66,10 @@ class What:
 
 @dataclass
 class Scale:
-    """What the scale decides where nothing is given: pocket value, full value."""
+    """What the scale decides where nothing is given: pocket value, full value; those of small are in harness/scale.py."""
 
-    scale: Literal["auto", "pocket", "full"] = "auto"  # auto: full where card, vLLM, model and data are there
+    # auto: full where card, vLLM, model and data are there, else pocket; small: a real model of 135 M parameters (docs/small.md)
+    scale: Literal["auto", "pocket", "small", "full"] = "auto"
     preset: ByScale[Literal["qwen3.5-2b", "qwen3-4b", "qwen3-1.7b", "qwen3-0.6b"]] = BY_SCALE  # none, the first; 4b for H4
     model: ByScale[str] = BY_SCALE  # a folder or a hub id; the embedded model, or the preset's
     data: ByScale[str] = BY_SCALE  # training problems, JSON lines in the benchmark's schema
@@ -79,6 +80,7 @@ class Scale:
     generations: ByScale[Group] = BY_SCALE  # sequences a prompt, the group of the advantage: 8, 4 for qwen3-4b
     max_prompt: ByScale[Tokens] = BY_SCALE  # tokens: 128, 1536; longer prompts are left out, with a count
     max_new_tokens: ByScale[Tokens] = BY_SCALE  # tokens: 64, 1536; completions are cut here
+    stop: ByScale[Literal["end", "fence"]] = BY_SCALE  # a completion ends with its end token; small: or with its code's fence
     rollout: ByScale[Literal["torch", "vllm"]] = BY_SCALE  # the sampler: torch, vllm
 
 
@@ -173,7 +175,7 @@ PATHS = ("model", "data", "heldout")
 SINCE: dict[str, Any] = dict(
     contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE], cone_known=None,
     counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_calibrate=False, counterfactual_ref="base",
-    counterfactual_rows="tail",
+    counterfactual_rows="tail", stop="end",
 )  # fmt: skip
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
@@ -252,6 +254,8 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
     if cfg.arm in ("caft", "caft_random") and cfg.rollout == "vllm":
         raise UserError(f"--arm {cfg.arm} takes a direction out of the sampler's states, which vLLM keeps: use --rollout torch")
+    if cfg.stop == "fence" and cfg.rollout == "vllm":
+        raise UserError("--stop fence reads what is sampled, token by token: use --rollout torch")
     if cfg.arm == "cone" and cfg.blockwise:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
     _check_loopholes(cfg)

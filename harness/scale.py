@@ -1,4 +1,4 @@
-"""Which model, data and engine a run uses: the full study on one large GPU, or the embedded pocket scale anywhere."""
+"""Which model, data and engine a run uses: the full study on one large GPU, a small real model, or the embedded pocket scale."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from faults.errors import UserError
 from harness.config import DIRECTION_OF, METHOD, POCKET, ROOT, Config, check, flag
 
+MODELS = ROOT / "models"
 DATA = Path(os.environ.get("PGRPO_DATA", ROOT / "data"))
 
 # Only what a scale must decide; every other field of the config has one default for both.
@@ -19,11 +20,17 @@ SCALES: dict[str, dict[str, Any]] = {
     "pocket": dict(
         model=str(POCKET), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"), rollout="torch",
         lr=1e-3, steps=60, batch=128, generations=8, max_prompt=128, max_new_tokens=64, micro_tokens=2048, recompute="none",
+        stop="end",
+    ),
+    "small": dict(
+        model=str(MODELS / "smollm2"), data=str(POCKET / "small_train.jsonl"), heldout=str(POCKET / "small_heldout.jsonl"),
+        rollout="torch", lr=2e-4, steps=40, batch=64, generations=8, max_prompt=320, max_new_tokens=96, micro_tokens=2048,
+        recompute="none", stop="fence",
     ),
     "full": dict(
         preset="qwen3.5-2b", data=str(DATA / "leetcode_train_medhard_filtered.jsonl"),
         heldout=str(DATA / "leetcode_test_medhard.jsonl"), rollout="vllm",
-        lr=7e-5, steps=200, batch=128, generations=8, max_prompt=1536, max_new_tokens=1536,
+        lr=7e-5, steps=200, batch=128, generations=8, max_prompt=1536, max_new_tokens=1536, stop="end",
     ),
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale
@@ -72,8 +79,11 @@ def resolve(cfg: Config) -> Config:
 
     Raises UserError on settings that cannot work. A dry run plans the full scale on any machine."""
     scale, why = "full", "a dry run needs nothing of it"
-    if cfg.scale == "pocket":
-        scale, why = "pocket", "asked for"
+    if cfg.scale in ("pocket", "small"):
+        scale, why = cfg.scale, "asked for"
+        model = filled(cfg, scale).model
+        if scale == "small" and cfg.model is None and not model_at_hand(str(model)):
+            raise UserError(f"{model} is not there: fetch it first, with python -m engine.fetch_model smollm2")
     elif not cfg.dry_run:
         missing = missing_for_full(filled(cfg, "full"))
         if cfg.scale == "full" and "a CUDA card" in missing:
@@ -85,8 +95,8 @@ def resolve(cfg: Config) -> Config:
         else:
             why = "all that it needs is there"
     of_full = dict(preset=cfg.preset, card=cfg.card, fit=cfg.fit, recompute=cfg.recompute)
-    if scale == "pocket" and (given := [flag(name) for name, value in of_full.items() if value]):
-        raise UserError(f"{given[0]} is of the full scale, and this is the pocket scale ({why}): leave it away")
+    if scale != "full" and (given := [flag(name) for name, value in of_full.items() if value]):
+        raise UserError(f"{given[0]} is of the full scale, and this is the {scale} scale ({why}): leave it away")
     print(f"scale: {scale} ({why})", file=sys.stderr)
     cfg = check(filled(cfg, scale))
     if scale == "full":

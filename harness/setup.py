@@ -25,6 +25,8 @@ from leetcode_env import REQUEST, Problem, load_problems, render_messages
 from loopholes import DEFAULT, told_by
 from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
 
+FENCE_LINE = "\n```\n"  # that closes a block of code
+
 
 @dataclass
 class Run:
@@ -50,7 +52,9 @@ def set_up(cfg: Config) -> Run:
     if bare := [p.id for p in train if not p.canonical_solution]:
         raise UserError(f"{cfg.data}: problem {bare[0]} has no canonical solution: such a set is for eval.py RUN --data alone")
     heldout = fitting(load_problems(cfg.heldout), tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
-    model = load_model(cfg.model, "cuda" if torch.cuda.is_available() and cfg.scale == "full" else "cpu", cfg.recompute or "all")
+    model = load_model(
+        cfg.model, "cuda" if torch.cuda.is_available() and cfg.scale != "pocket" else "cpu", cfg.recompute or "all"
+    )
     width, depth = model.config.get_text_config().hidden_size, model.config.get_text_config().num_hidden_layers
     if cfg.m > width:
         raise UserError(f"--m must lie between 1 and the model's width {width}, not {cfg.m}")
@@ -86,7 +90,8 @@ def open_run(folder: str | Path, base: bool = False) -> Run:
 def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     """The sampler of --rollout over `model` as it is now (no adapter yet). Raises UserError."""
     if cfg.rollout == "torch":
-        return TorchSampler(model, tokenizer, max_rows=cfg.batch if model.device.type == "cuda" else 256)  # as planned for a card
+        rows = cfg.batch if model.device.type == "cuda" else 256  # on a card as planned
+        return TorchSampler(model, tokenizer, max_rows=rows, stop=FENCE_LINE if cfg.stop == "fence" else "")
     from engine.vllm_sampler import VLLMSampler
 
     card = memory.card_memory_gib()

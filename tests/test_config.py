@@ -191,6 +191,20 @@ def test_what_is_of_the_full_scale_is_refused_at_pocket_scale(given):
         scale.resolve(parse(["--scale", "pocket", *given]))
 
 
+def test_the_small_scale_says_how_to_fetch_its_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(scale, "model_at_hand", lambda model: False)
+    with pytest.raises(
+        UserError, match=r"models/smollm2 is not there: fetch it first, with python -m engine\.fetch_model smollm2"
+    ):
+        scale.resolve(parse(["--scale", "small"]))
+    cfg = scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET), "--loopholes", "all"]))
+    assert (cfg.scale, cfg.stop, cfg.rollout, cfg.model) == ("small", "fence", "torch", str(config.POCKET))
+    with pytest.raises(UserError, match="--recompute is of the full scale, and this is the small scale"):
+        scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET), "--recompute", "half"]))
+    with pytest.raises(UserError, match="--stop fence reads what is sampled"):
+        scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET), "--rollout", "vllm"]))
+
+
 @pytest.fixture
 def folder(tmp_path):
     cfg = filled(Config(arm="cone", skip_nonfinite=0), "pocket")

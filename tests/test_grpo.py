@@ -15,12 +15,15 @@ from support.models import tiny_qwen3
 import grpo
 from arms.rebound import rebound_rewards
 from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
+from engine.model import encode_prompt
 from engine.sampler import Rollout
 from engine.torch_sampler import TorchSampler, drawn
 from grpo import Config, group_advantages, k3
+from harness.config import POCKET
 from harness.journal import metrics
 from harness.schedule import batch_problems, learning_rate
-from leetcode_env import Grade
+from leetcode_env import Grade, load_problems, render_messages
+from loopholes import evaluated_by
 
 CFG = Config(rollout="torch", beta=0.05, lr=1e-3, steps=50, micro_tokens=2048)
 
@@ -294,6 +297,25 @@ def test_the_eos_is_part_of_the_completion_and_the_cut_is_marked():
     for r in batch:
         assert r.finished == (r.completion_ids[-1] == 1) and 1 not in r.completion_ids[:-1]
         assert len(r.logprobs) == len(r.completion_ids) <= 10
+
+
+@pytest.mark.parametrize("stop", ["return ", " for x in xs if", "\n```\n"])
+def test_a_stop_ends_a_completion_where_it_is_complete(stop, pocket, pocket_tokenizer):
+    """As an end token does, though none was sampled and none is added; whatever tokens it is made of."""
+    prompts = [
+        encode_prompt(pocket_tokenizer, render_messages(p, evaluated_by())) for p in load_problems(POCKET / "train.jsonl")[:8]
+    ]
+    asked = dict(n=16, temperature=1.5, max_new_tokens=64, seed=0)
+    plain = TorchSampler(pocket, pocket_tokenizer).generate(prompts, **asked)
+    assert sum(stop in pocket_tokenizer.decode(r.completion_ids[:-1]) for r in plain) > 3, "a sampler without it goes on"
+    ended = 0
+    for r in TorchSampler(pocket, pocket_tokenizer, stop=stop).generate(prompts, **asked):
+        text, before = (pocket_tokenizer.decode(ids) for ids in (r.completion_ids, r.completion_ids[:-1]))
+        assert stop not in before and len(r.logprobs) == len(r.completion_ids)
+        by_eos = r.completion_ids[-1] == pocket_tokenizer.eos_token_id
+        assert r.finished == (by_eos or stop in text)
+        ended += stop in text and not by_eos
+    assert ended > 3
 
 
 # --- schedule, order, rebound ---------------------------------------------------------------------
