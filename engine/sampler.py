@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 Weights = Iterable[tuple[str, Tensor]]  # (HF name, tensor)
+STOPS = {"end": "", "fence": "\n```\n"}  # what ends a completion beside its end token, by --stop: the line that closes its code
 
 
 @dataclass

@@ -16,7 +16,7 @@ import transformers
 
 from engine.lora import inject, load_adapter, lora_parameters, merged_weights
 from engine.model import encode_prompt, eos_ids, file_hash, load_model, load_tokenizer, model_hash, vocabulary
-from engine.sampler import Sampler
+from engine.sampler import STOPS, Sampler
 from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
 from harness import memory
@@ -24,8 +24,6 @@ from harness.config import Config, portable, read_config
 from leetcode_env import REQUEST, Problem, load_problems, render_messages
 from loopholes import DEFAULT, told_by
 from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
-
-FENCE_LINE = "\n```\n"  # that closes a block of code
 
 
 @dataclass
@@ -91,7 +89,7 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     """The sampler of --rollout over `model` as it is now (no adapter yet). Raises UserError."""
     if cfg.rollout == "torch":
         rows = cfg.batch if model.device.type == "cuda" else 256  # on a card as planned
-        return TorchSampler(model, tokenizer, max_rows=rows, stop=FENCE_LINE if cfg.stop == "fence" else "")
+        return TorchSampler(model, tokenizer, max_rows=rows, stop=STOPS[str(cfg.stop)])
     from engine.vllm_sampler import VLLMSampler
 
     card = memory.card_memory_gib()
