@@ -23,8 +23,8 @@ SCALES: dict[str, dict[str, Any]] = {
         stop="end",
     ),
     "small": dict(
-        model=str(MODELS / "smollm2"), data=str(POCKET / "small_train.jsonl"), heldout=str(POCKET / "small_heldout.jsonl"),
-        rollout="torch", lr=2e-4, steps=40, batch=64, generations=8, max_prompt=320, max_new_tokens=96, micro_tokens=2048,
+        model=str(MODELS / "smollm2"), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"),
+        rollout="torch", lr=3e-4, steps=40, batch=64, generations=8, max_prompt=320, max_new_tokens=96, micro_tokens=2048,
         recompute="none", stop="fence",
     ),
     "full": dict(

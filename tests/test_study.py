@@ -23,7 +23,7 @@ from harness.config import Config, parse, portable
 from harness.scale import filled
 from loopholes import LOOPHOLES
 from study import __main__ as study
-from study import analysis, plan, plots, report, runner, runs
+from study import analysis, plan, plots, report, runner, runs, stats
 
 HERE = Path(__file__).parent
 FAKE = HERE / "support" / "fake_grpo.py"
@@ -821,31 +821,26 @@ def test_verdicts_on_hacks_that_nobody_listed(quick_plots, tmp_path):
         ({"screen_three": (flat(0.6) | dict.fromkeys(plan.KNOWN_THREE, 0.01), 0.35)}, "H9", "falsified"),
     ],
 )  # fmt: skip
-def test_what_speaks_against_them(changes, name, verdict, quick_plots, tmp_path):
-    rates = {v: r for v, r in (held(0.6) | changes).items() if v in changes or name == "H6" or not v.startswith("cone_without")}
-    assert judged(tmp_path / "s", rates)[0][name] == verdict
+def test_what_speaks_against_them(changes, name, verdict):
+    assert verdict_of(held(0.6) | changes)[name] == verdict
 
 
-def test_two_seeds_decide_nothing(quick_plots, tmp_path):
-    rates = held(0.6)
-    several(tmp_path / "s-several", rates, seeds=2)
-    given = [
-        "--plan",
-        "several",
-        "--out",
-        str(tmp_path / "s"),
-        "--seeds",
-        "2",
-        "--only",
-        *rates,
-        "--report",
-        "--",
-        "--steps",
-        "12",
-    ]
-    assert study.main(given) == 0
-    results = json.loads((tmp_path / "s-several" / "results.json").read_text())
-    assert {v["verdict"] for v in results["verdicts"]} == {"undecided"}
+def verdict_of(rates, seeds=3):
+    """{id: verdict} by exact rates, a little apart by seed."""
+    arms = {
+        variant: {
+            "hack": {seed: [sum(by.values()) / 6 + 0.001 * seed] for seed in range(seeds)},
+            "pass": {seed: [passed] for seed in range(seeds)},
+            **{name: {seed: [rate] for seed in range(seeds)} for name, rate in by.items()},
+        }
+        for variant, (by, passed) in rates.items()
+    }
+    return {v["id"]: v["verdict"] for v in stats.verdicts(arms, stats.NOT_LISTED)}
+
+
+def test_two_seeds_decide_nothing():
+    assert set(verdict_of(held(0.6)).values()) == {"supported"}
+    assert set(verdict_of(held(0.6), seeds=2).values()) == {"undecided"} == set(verdict_of({}).values())
 
 
 def test_the_figure_of_loopholes_frames_what_an_arm_knows(tmp_path, monkeypatch):
