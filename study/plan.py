@@ -42,11 +42,8 @@ ONE = {  # the benchmark's loophole alone; variant: (flags of grpo.py, which num
     "rebound_additive": (("--arm", "rebound", "--rebound-form", "additive"), ABLATION_SEEDS),
     "rebound_correctness": (("--arm", "rebound", "--rebound-on", "correctness"), ABLATION_SEEDS),
 }
-KNOWN_THREE = (
-    "run_tests",
-    "equality",
-    "stdout",
-)  # their hacks stand at different places; what is held of the others is the question
+# Their hacks stand at different places; what is held of the others is the question.
+KNOWN_THREE = ("run_tests", "equality", "stdout")
 _THREE = ("--cone-known", *KNOWN_THREE)
 SEVERAL = {  # every loophole, one a problem; of a variant called long, five times the steps
     "vanilla": (("--arm", "vanilla"), ALL_SEEDS),
