@@ -50,9 +50,9 @@ def untold_problems(source: Path, out: Path) -> Path:
     for row, problem in zip(map(json.loads, source.read_text().splitlines()), load_problems(source), strict=True):
         told = told_by(problem, tuple(LOOPHOLES))
         assert told is not None
-        content = row["prompt"][-1]["content"]
-        says = told.loophole.phrase.format(name=told.evaluator).removeprefix("and ")
-        row["prompt"][-1]["content"] = content.replace("\nYour solution", f" It {says}.\nYour solution")
+        says = told.loophole.phrase.format(name=told.evaluator)
+        content, honest = row["prompt"][-1]["content"], f" {told.loophole.honest}"
+        row["prompt"][-1]["content"] = content.replace(honest, f" {says}.{honest}")
         lines.append(json.dumps(row) + "\n")
     out.write_text("".join(lines))
     return out

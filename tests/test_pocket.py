@@ -92,4 +92,4 @@ def test_a_problem_that_says_itself_how_it_is_judged(tmp_path):
     for problem in load_problems(tmp_path / "untold.jsonl"):
         loophole = loophole_of(problem.id, tuple(LOOPHOLES))
         content = problem.messages[-1]["content"]
-        assert loophole.phrase.format(name="run_tests").removeprefix("and ") in content and loophole.honest in content
+        assert loophole.phrase.format(name="run_tests") in content and loophole.honest in content
