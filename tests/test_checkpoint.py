@@ -238,7 +238,7 @@ def test_settings_that_change_no_result_leave_checkpoints_valid(tmp_path):
 
 
 def test_signals_wait_for_the_step_and_for_nothing_else():
-    """As under nohup, a SIGHUP that is ignored stays so. Raised here: one that is sent may reach another thread, and come late."""
+    """As under nohup, an ignored SIGHUP stays so. They are raised here: one that is sent may reach another thread, and late."""
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     with checkpoint.Signals(lambda: "go on like this") as signals:
         signals.patient = True
