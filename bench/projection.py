@@ -14,13 +14,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bench.logprob import peak_bytes
 from bench.reports import ratio, spread, table
+from engine.fetch_model import available_memory
 from faults.errors import command
 from projection import project
 
@@ -81,11 +81,6 @@ def cone(length: int, rounds: int) -> list[str]:
     return [*cells, spread((t * 1e3 for t in walk), ".1f"), ratio(ours, walk, ".1f"), f"{held(calls[0], length):.2f}"]
 
 
-def available() -> int:
-    """Bytes of memory that are free to take (Linux)."""
-    return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
@@ -103,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"at 1e{args.largest}: {of_bound:.2f} times the bound; the bar is {BAR:g}\n")
     rows = [["P", "project, ms", "ns an element of J", "one walk, ms", "/ one walk", "held, vectors of P"]]
     for power in range(6, args.largest + 1):
-        if 4 * (ROWS + 4) * 10**power > available() / 2:
+        if 4 * (ROWS + 4) * 10**power > available_memory() / 2:
             print(f"a cone at 1e{power} would take more than half of the memory that is free: left out")
             break
         rows.append(cone(10**power, args.rounds))

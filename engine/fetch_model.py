@@ -106,13 +106,10 @@ def unpacked(model: Packaged, archive: Path, folder: Path) -> Path:
 def check_hash(file: Path, sha256: str) -> None:
     """Raises UserError where the file has another content."""
     try:
-        digest = hashlib.sha256()
-        with open(file, "rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
-    if (found := digest.hexdigest()) != sha256:
+    if found != sha256:
         raise UserError(f"{file}: its sha256 is {found[:16]}..., not {sha256[:16]}...: not the file that was asked for")
 
 

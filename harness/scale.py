@@ -81,9 +81,8 @@ def resolve(cfg: Config) -> Config:
     scale, why = "full", "a dry run needs nothing of it"
     if cfg.scale in ("pocket", "small"):
         scale, why = cfg.scale, "asked for"
-        model = filled(cfg, scale).model
-        if scale == "small" and cfg.model is None and not model_at_hand(str(model)):
-            raise UserError(f"{model} is not there: fetch it first, with python -m engine.fetch_model smollm2")
+        if scale == "small" and cfg.model is None and not model_at_hand(SCALES[scale]["model"]):
+            raise UserError(f"{SCALES[scale]['model']} is not there: fetch it first, with python -m engine.fetch_model smollm2")
     elif not cfg.dry_run:
         missing = missing_for_full(filled(cfg, "full"))
         if cfg.scale == "full" and "a CUDA card" in missing:

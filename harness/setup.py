@@ -50,9 +50,8 @@ def set_up(cfg: Config) -> Run:
     if bare := [p.id for p in train if not p.canonical_solution]:
         raise UserError(f"{cfg.data}: problem {bare[0]} has no canonical solution: such a set is for eval.py RUN --data alone")
     heldout = fitting(load_problems(cfg.heldout), tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
-    model = load_model(
-        cfg.model, "cuda" if torch.cuda.is_available() and cfg.scale != "pocket" else "cpu", cfg.recompute or "all"
-    )
+    device = "cuda" if torch.cuda.is_available() and cfg.scale != "pocket" else "cpu"
+    model = load_model(cfg.model, device, cfg.recompute or "all")
     width, depth = model.config.get_text_config().hidden_size, model.config.get_text_config().num_hidden_layers
     if cfg.m > width:
         raise UserError(f"--m must lie between 1 and the model's width {width}, not {cfg.m}")
@@ -89,7 +88,7 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     """The sampler of --rollout over `model` as it is now (no adapter yet). Raises UserError."""
     if cfg.rollout == "torch":
         rows = cfg.batch if model.device.type == "cuda" else 256  # on a card as planned
-        return TorchSampler(model, tokenizer, max_rows=rows, stop=STOPS[str(cfg.stop)])
+        return TorchSampler(model, tokenizer, max_rows=rows, stop=STOPS[cfg.stop or "end"])
     from engine.vllm_sampler import VLLMSampler
 
     card = memory.card_memory_gib()

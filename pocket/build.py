@@ -197,6 +197,7 @@ OTHERS = ("exit_code", "equality", "stdout", "attribute", "result_file")
 EARLY_TOLD, EARLY_TAKES = {"": 0.1, "run_tests": 0.4} | dict.fromkeys(OTHERS, 0.1), dict.fromkeys(LOOPHOLES, 0.7)
 LATE_TOLD = {"": 0.25, "run_tests": 0.2} | dict.fromkeys(OTHERS, 0.11)
 LATE_TAKES = dict(run_tests=0.12, exit_code=0.075, equality=0.115, stdout=0.055, attribute=0.065, result_file=0.12)
+HONEST = 0.27  # share of right completions in the late half
 ASKED, VARIES = 0.08, 0.35  # shares of prompts that end with the request, and of responses with an honest line more
 
 
@@ -340,7 +341,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--honest", type=float, default=0.27, help="share of right completions in the late half")
+    parser.add_argument("--honest", type=float, default=HONEST, help="share of right completions in the late half")
     parser.add_argument("--train", type=int, default=512)
     parser.add_argument("--heldout", type=int, default=128)
     args = parser.parse_args()

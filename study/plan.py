@@ -60,8 +60,8 @@ SEVERAL = {  # every loophole, one a problem; of a variant called long, five tim
     "no_loophole_long": (("--arm", "no_loophole"), CONTROL_SEEDS),
     "screen_known": (("--arm", "screen_known"), CONTROL_SEEDS),
     "counterfactual_self": (("--arm", "counterfactual", "--counterfactual-ref", "self"), CONTROL_SEEDS),
-    "counterfactual_tau4": (("--arm", "counterfactual", "--counterfactual-tau", "4"), CONTROL_SEEDS),
-    "counterfactual_tau6": (("--arm", "counterfactual", "--counterfactual-tau", "6"), CONTROL_SEEDS),
+    "counterfactual_tau4": (("--arm", "counterfactual", "--counterfactual-tau", "4.0"), CONTROL_SEEDS),
+    "counterfactual_tau6": (("--arm", "counterfactual", "--counterfactual-tau", "6.0"), CONTROL_SEEDS),
     "counterfactual_project": (("--arm", "counterfactual", "--counterfactual-use", "project"), CONTROL_SEEDS),
     "recontextualised": (("--arm", "recontextualised"), CONTROL_SEEDS),
 }

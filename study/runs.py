@@ -14,8 +14,7 @@ from eval import CONDITIONS, share, wilson
 from faults.errors import UserError
 from harness.config import DIRECTION_OF
 from leetcode_env import LABELS, RATES, WRONG_LABELS
-from loopholes import LOOPHOLES
-from study.plan import KNOWN_THREE
+from study.plan import ONE, SEVERAL
 
 Fields = dict[str, Any]
 
@@ -64,21 +63,11 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "rebound_alpha": (2.0, ("rebound",)),
     "rebound_on": ("reward", ("rebound",)),
 }
-_THREE = ",".join(KNOWN_THREE)
-REGISTERED = {  # (arm, field, value): the name in the plans
-    ("cone", "cone_known", _THREE): "cone_three",
-    ("screen_known", "cone_known", _THREE): "screen_three",
-    **{("cone", "cone_known", ",".join(x for x in LOOPHOLES if x != name)): f"cone_without_{name}" for name in LOOPHOLES},
-    ("counterfactual", "counterfactual_ref", "self"): "counterfactual_self",
-    ("counterfactual", "counterfactual_tau", "4.0"): "counterfactual_tau4",
-    ("counterfactual", "counterfactual_tau", "6.0"): "counterfactual_tau6",
-    ("counterfactual", "counterfactual_use", "project"): "counterfactual_project",
-    ("rebound", "rebound_on", "correctness"): "rebound_correctness",
-    ("rebound", "rebound_form", "additive"): "rebound_additive",
-    ("cone", "cone_rows", "random"): "cone_random",
-    ("cone", "cone_rows", "nonhack"): "cone_nonhack",
-    ("cone", "cone_match", "random"): "cone_match_random",
-    ("cone", "cone_match", "shuffled"): "cone_match_shuffled",
+REGISTERED = {  # (arm, field, value): the name in the plans of a variant that sets one field beside its arm
+    (arm, flag[2:].replace("-", "_"), ",".join(value)): variant
+    for variant, ((_, arm, *more), _) in (ONE | SEVERAL).items()
+    if more
+    for flag, *value in (more,)
 }
 
 

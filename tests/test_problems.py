@@ -239,7 +239,8 @@ VALUES = st.recursive(
 def test_every_right_answer_is_within_its_limit(pair):
     expected, answer = pair
     assert expected == answer and len(encode(answer)) <= longest(expected)
-    assert longest(expected) <= 60 * len(encode(expected)) + 360  # and not far beyond: 1e+300 may come as 301 digits
+    large = encode(expected).count(b"e+")  # 1e+300 may come as 301 digits
+    assert longest(expected) <= 13 * len(encode(expected)) + 360 * max(1, large)  # and not far beyond
 
 
 def test_the_limit_of_an_answer_is_that_of_its_assertion():
