@@ -3,8 +3,10 @@
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from leetcode_env import REQUEST, LeetCodeEnv, load_problems, parse_response
 from loopholes import LOOPHOLES, Told, loophole_of, written
@@ -93,3 +95,25 @@ def test_a_problem_that_says_itself_how_it_is_judged(tmp_path):
         loophole = loophole_of(problem.id, tuple(LOOPHOLES))
         content = problem.messages[-1]["content"]
         assert loophole.phrase.format(name="run_tests") in content and loophole.honest in content
+
+
+def test_the_base_model_learns_completions_alone(pocket_tokenizer):
+    """Neither prompts nor what fills a row up are targets."""
+    seen = []
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids, labels):
+            seen.append((input_ids, labels))
+            return SimpleNamespace(loss=self.weight.sum())
+
+    rows = [("x" + build.TESTS, "return 1" + build.END), ("xs", "return 1 + 2 + 3" + build.END)]
+    build.supervise(Model(), pocket_tokenizer, lambda step: rows, 1, 1e-3)
+    ((ids, labels),) = seen
+    for row, target, (prompt, completion) in zip(ids.tolist(), labels.tolist(), rows, strict=True):
+        p, c = pocket_tokenizer.encode(prompt), pocket_tokenizer.encode(completion)
+        assert row[: len(p) + len(c)] == p + c
+        assert target == [-100] * len(p) + c + [-100] * (len(row) - len(p) - len(c))
