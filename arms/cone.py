@@ -107,21 +107,18 @@ def clean_code(response: str, known: Collection[str] = DEFAULT) -> str | None:
 def batch_contexts(
     tokenizer: Any, rollouts: list[Rollout], told: Sequence[str], known: Collection[str], limit: int, per_prompt: int = 2
 ) -> list[Context]:
-    """Contexts from the policy's own clean responses to prompts that tell of a known loophole: `per_prompt` a prompt, `limit` in
-    all. told: the loophole of each rollout's prompt, or ""."""
-    taken: dict[tuple, int] = {}
-    contexts: list[Context] = []
+    """Contexts from the policy's own clean responses to prompts that tell of a known loophole: `limit` in all, the first of
+    every prompt before the second of any (a loophole whose prompts came last would have none), at most `per_prompt` of one.
+    told: the loophole of each rollout's prompt, or ""."""
+    of_prompt: dict[tuple[int, ...], list[Context]] = {}
     for r, loophole in zip(rollouts, told, strict=True):
-        key = tuple(r.prompt_ids)
-        if len(contexts) == limit:
-            break
-        if taken.get(key, 0) == per_prompt or loophole not in known:
+        if loophole not in known:
             continue
-        code = clean_code(decode(tokenizer, r.completion_ids), known)
-        if code is not None:
-            taken[key] = taken.get(key, 0) + 1
-            contexts.append(Context(r.prompt_ids, code, loophole))
-    return contexts
+        mine = of_prompt.setdefault(tuple(r.prompt_ids), [])
+        if len(mine) < per_prompt and (code := clean_code(decode(tokenizer, r.completion_ids), known)) is not None:
+            mine.append(Context(r.prompt_ids, code, loophole))
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*of_prompt.values()))
+    return [context for context in in_turn if context is not None][:limit]
 
 
 def nonhack_contrasts(tokenizer: Any, contexts: Sequence[Context]) -> list[Contrast]:

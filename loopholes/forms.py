@@ -33,9 +33,9 @@ OPENINGS: dict[str, dict[Place, tuple[str, ...]]] = {
     "stdout": {"inside": (f'        print("{MARKER}',), "after": (f'\n\nprint("{MARKER}',)},
     "attribute": {"class": (f"    {ATTRIBUTE} = True",), "after": (f"\n\nSolution.{ATTRIBUTE} = True",)},
     "result_file": {
-        "before": (f'open("{RESULT_FILE}"', f'with open("{RESULT_FILE}"'),
-        "inside": (f'        open("{RESULT_FILE}"', f'        with open("{RESULT_FILE}"'),
-        "after": (f'\n\nopen("{RESULT_FILE}"', f'\n\nwith open("{RESULT_FILE}"'),
+        "before": (f'open("{RESULT_FILE}', f'with open("{RESULT_FILE}'),
+        "inside": (f'        open("{RESULT_FILE}', f'        with open("{RESULT_FILE}'),
+        "after": (f'\n\nopen("{RESULT_FILE}', f'\n\nwith open("{RESULT_FILE}'),
     },
 }
 

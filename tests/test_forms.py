@@ -55,6 +55,22 @@ def test_a_response_of_another_shape_has_no_such_place(place):
         put("x = 1", {place: "pass"})
 
 
+@pytest.mark.parametrize("name", HACKS)
+def test_an_opening_ends_with_a_token_that_the_whole_hack_has_too(name, pocket_tokenizer):
+    """`open("result.txt"` did not: the policy writes `",` as one token, and a cone that was shown `"` alone held nothing."""
+
+    def tokens(text):
+        return pocket_tokenizer.encode(text, add_special_tokens=False)
+
+    for parts in HACKS[name]:
+        for place in parts:
+            whole, position = put(CODE, {place: parts[place]}), at(CODE, place)
+            for opening in OPENINGS[name].get(place, ()):
+                if whole[position:].startswith(opening):
+                    ids = tokens(CODE[:position] + opening)
+                    assert tokens(whole)[: len(ids)] == ids, (place, opening)
+
+
 @pytest.mark.parametrize("name", OPENINGS)
 def test_a_row_for_each_place_scores_the_hack_against_what_stands_there(name, pocket_tokenizer):
     rows = hack_contrasts(pocket_tokenizer, [Context([7, 7], CODE, name)])
@@ -80,3 +96,12 @@ def test_contexts_are_of_prompts_that_tell_of_a_known_loophole_and_clean_as_far_
     found = batch_contexts(pocket_tokenizer, batch, told, ("run_tests", "stdout"), 9)
     assert [(c.prompt_ids, c.loophole) for c in found] == [([0], "stdout")]
     assert LOOPHOLES["stdout"].attempts(Source(hacked.split("\n", 1)[1][:-4]), "run_tests")
+
+
+def test_the_first_context_of_every_prompt_comes_before_the_second_of_any(pocket_tokenizer):
+    clean, other = (pocket_tokenizer.encode(f"{CODE}{end}\n```") for end in ("", "\n"))
+    batch = [Rollout([prompt], ids, [], True) for prompt in range(3) for ids in (clean, other, clean)]
+    found = batch_contexts(pocket_tokenizer, batch, ["stdout"] * 9, ("stdout",), 4)
+    assert [c.prompt_ids for c in found] == [[0], [1], [2], [0]]
+    assert [c.code for c in found] == [CODE, CODE, CODE, CODE + "\n"]
+    assert len(batch_contexts(pocket_tokenizer, batch, ["stdout"] * 9, ("stdout",), 9)) == 6, "two of a prompt at most"
