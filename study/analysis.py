@@ -9,7 +9,7 @@ import numpy as np
 
 from leetcode_env import HACK_LABELS
 from study.plan import LONG, LONGER, ONE, SEVERAL
-from study.runs import FinishedRun
+from study.runs import FLAGGED, FinishedRun
 from study.stats import HYPOTHESES, LITERAL, MATCH, Numbers, Scores, compare, headline, mean_interval, random_cosine, verdicts
 
 MAIN_ARMS = (
@@ -150,9 +150,19 @@ def _summarise_run(run: FinishedRun) -> Numbers:
     row |= {rate: run.wilson(rate) for rate in RATES} | {"pass_at_1": run.condition("pass")["pass_at_1"]}
     row["labels"] = {name: part["labels"] for name, part in run.evaluation["conditions"].items()}
     row["steering_rises"] = (run.provenance.get("vhack") or {}).get("steering_rises")
+    if any("hacks" in line for line in run.metrics):
+        row["flagged"] = flagged(run)
     if run.variant.split("+")[0] == "cone":  # its controls hold no rows of the hack, and so have nothing to escape
         row["escape"] = escape(run)
     return row
+
+
+def flagged(run: FinishedRun) -> Numbers:
+    """What screening flagged in training, over all steps: {responses, flagged_hacks, hacks, flagged_honest}.
+
+    hacks: responses that were wrong and paid by the loophole. flagged_honest: flagged without any loophole's hack in the text."""
+    counts = {name: int(sum(run.series(name)[1])) for name in FLAGGED}
+    return {"responses": sum(sum(line["labels"].values()) for line in run.metrics), **counts}
 
 
 def gate(group: list[FinishedRun]) -> str:

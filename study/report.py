@@ -68,6 +68,10 @@ COMPARISON_NOTE = (
     "The bootstrap resamples seeds first and samples within them; with three seeds its intervals are too narrow. Source: "
     "`conditions.*.by_sample` of each run's eval.json."
 )
+FLAGGED_NOTE = (
+    "Training batches, summed over steps. A hack is a response that is wrong and paid by the loophole; honest is one without any "
+    "loophole's hack in its text. Source: `flagged_hacks`, `hacks`, `flagged_honest` of each run's metrics.jsonl."
+)
 BITING_NOTE = "Source: `cos_align` and `removed` of each run's metrics.jsonl, `parameters.v_nonzero` of its config.json."
 CSS = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;max-width:70rem;margin:2rem auto;padding:0 1rem}
@@ -104,6 +108,7 @@ def write_report(
         *_biting(results["arms"]),
         "## Did the cone hold?",
         *_list([_escape(row) for row in results["runs"] if "escape" in row] or ["There is no finished cone run."]),
+        *_flagged(results["runs"]),
         "## Plots",
         *(_figure(name, files) for name in FIGURES if f"{name}.png" in files),
         "## Every run",
@@ -249,6 +254,17 @@ def _escape(row: Numbers) -> str:
         state = f"**escaped {'by the end' if e['step'] is None else 'by step ' + str(e['step'])}**"
         odds += ", the signature of a form of the hack that no row covers" if e["signature"] else ""
     return f"{row['variant']}, seed {row['seed']}: {state}: hack rate {percent(e['final_hack'])} after training{odds}"
+
+
+def _flagged(rows: list[Numbers]) -> list[str]:
+    """The section on what screening flagged, where an arm did; a line a run."""
+    screened = [(f"{row['variant']}, seed {row['seed']}", row["flagged"]) for row in rows if "flagged" in row]
+    if not screened:
+        return []
+    header = ["run", "hacks flagged", "of hacks", "honest responses flagged", "of responses"]
+    counts = ("flagged_hacks", "hacks", "flagged_honest", "responses")
+    table = _table(header, [[name, *(f"{of[count]:,}" for count in counts)] for name, of in screened])
+    return ["## What did screening flag?", table, FLAGGED_NOTE]
 
 
 def _figure(name: str, files: list[str]) -> str:

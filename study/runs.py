@@ -32,7 +32,8 @@ EVALUATION = {"samples": int, "conditions": dict, "examples": dict}
 EXAMPLE = {"problem": (int, str), "response": str, "evaluator": (str, NoneType)}
 STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, beside labels
 STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
-STEP_EXTRAS = ("kl", "removed", "row_logodds")  # what it may leave out or hold null
+FLAGGED = ("flagged_hacks", "hacks", "flagged_honest")  # counts that an arm which screens logs
+STEP_EXTRAS = ("kl", "removed", "row_logodds", *FLAGGED)  # what it may leave out or hold null
 
 # Field: (the registered value, but for an arm with its own; the arms whose numbers it changes; None: all, for all log their
 # cosine with v_hack).

@@ -701,6 +701,25 @@ def test_an_escaped_cone_run_is_said_plainly(templates, quick_plots, tmp_path):
     assert "cone, seed 2: **escaped by step" in text and "no row covers" in text and "cone, seed 1: held" in text
 
 
+def test_what_screening_flagged_is_summed_over_a_run_s_steps(templates, quick_plots, tmp_path):
+    out = finished_study(templates, tmp_path, ("vanilla", "counterfactual"), seeds=2)
+    path = out / "runs" / "counterfactual-seed1" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for k, line in enumerate(lines):
+        line |= {"flagged_hacks": 1, "hacks": 2, "flagged_honest": int(k == 7)}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    study.main(arguments(out, "--only", "vanilla", "counterfactual", "--report"))
+    n = sum(sum(line["labels"].values()) for line in lines)
+    text = (out / "report.md").read_text()
+    assert f"| counterfactual, seed 1 | 30 | 60 | 1 | {n:,} |" in text and "| counterfactual, seed 0 |" not in text
+    assert "screening flag" not in report_of(out, "vanilla")
+
+
+def report_of(out, arm):
+    study.main(arguments(out, "--only", arm, "--report"))
+    return (out / "report.md").read_text()
+
+
 def test_a_direction_that_does_not_steer_is_a_warning(templates, quick_plots, tmp_path):
     out = finished_study(templates, tmp_path)
     path = out / "runs" / "vanilla-seed2" / "config.json"

@@ -1,0 +1,109 @@
+"""What the precision of products on a CPU costs and saves: a step's model work, at each precision in turn.
+
+    python -m bench.precision                                     # --scale small's model, 2 prompts x 8 responses
+    python -m bench.precision --model pocket --prompts 4 --rounds 1
+
+float32 as PyTorch multiplies it by default; "medium", its `set_float32_matmul_precision`, which leaves float32 to oneDNN; and a
+model in bf16. Seconds are the least over the rounds, which take turns. The difference is that of the responses' logprobs under the
+float32 model: what a trainer would see as drift of its sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.reports import table
+from engine.forward import batches, logprobs
+from engine.lora import adapter_off, inject
+from engine.model import encode_prompt, load_model, load_tokenizer, vocabulary
+from engine.sampler import STOPS, Rollout
+from engine.torch_sampler import TorchSampler
+from faults.errors import command
+from harness.scale import SCALES
+from leetcode_env import load_problems, render_messages
+from loopholes import LOOPHOLES, Told
+from loopholes.evaluator import TRAIN_EVALUATOR
+
+SMALL = SCALES["small"]
+PRECISIONS = ("float32", "medium", "bf16")
+
+
+@dataclass
+class Work:
+    """One precision's model and sampler, and the least seconds of each part so far."""
+
+    model: Any
+    sampler: TorchSampler
+    seconds: dict[str, float]
+
+    def timed(self, part: str, function: Callable[[], Any]) -> Any:
+        """The function's result; its seconds count for that part where they are the least."""
+        start = time.perf_counter()
+        result = function()
+        self.seconds[part] = min(self.seconds.get(part, float("inf")), time.perf_counter() - start)
+        return result
+
+
+def backward(model: Any, sequences: list[tuple[list[int], int]], vocab: int) -> None:
+    """The gradient of the responses' summed logprobs."""
+    for batch in batches(model, sequences, SMALL["micro_tokens"]):
+        batch.logprobs(model, 0.7, vocab).sum().backward()
+    model.zero_grad()
+
+
+@command
+def main() -> None:
+    """Measures and prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=SMALL["model"])
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tokenizer = load_tokenizer(args.model)
+    problems = load_problems(SMALL["data"])[: args.prompts]
+    prompts = [encode_prompt(tokenizer, render_messages(p, Told(LOOPHOLES["run_tests"], TRAIN_EVALUATOR))) for p in problems]
+    works = {}
+    for name in PRECISIONS:
+        base = load_model(args.model)
+        base = base.bfloat16() if name == "bf16" else base
+        sampler = TorchSampler(base, tokenizer, stop=STOPS["fence"])
+        works[name] = Work(inject(base, 32, 32, 0), sampler, {})
+    vocab = vocabulary(works["float32"].model, tokenizer)
+
+    fixed: list[Rollout] = []
+    found: dict[str, torch.Tensor] = {}
+    for _ in range(args.rounds):
+        for name, work in works.items():
+            torch.set_float32_matmul_precision("medium" if name == "medium" else "highest")
+            drawn = work.timed(
+                "sampling", lambda: work.sampler.generate(prompts, n=8, temperature=0.7, max_new_tokens=96, seed=0)
+            )
+            tokens = sum(len(r.completion_ids) for r in drawn)
+            work.seconds["sampling, ms a token"] = 1e3 * work.seconds["sampling"] / tokens
+            fixed = fixed or drawn
+            sequences = [r.sequence for r in fixed]
+            with torch.no_grad(), adapter_off(work.model):
+                of = work.timed("reference", lambda: logprobs(work.model, sequences, 0.7, vocab, SMALL["micro_tokens"]))
+            found[name] = torch.cat(of)
+            work.timed("backward", lambda: backward(work.model, sequences, vocab))
+    rows = [["precision", "sampling, ms a token", "reference, s", "backward, s", "logprob difference: mean", "most"]]
+    for name, work in works.items():
+        drift = (found[name] - found["float32"]).abs()
+        parts = ("sampling, ms a token", "reference", "backward")
+        rows.append([name, *(f"{work.seconds[p]:.2f}" for p in parts), f"{drift.mean():.1e}", f"{drift.max():.1e}"])
+    sampled = torch.tensor([x for r in fixed for x in r.logprobs])
+    print(f"{len(fixed)} responses, {len(sampled)} tokens, {args.threads} threads; sampler against trainer, float32: "
+          f"{(sampled - found['float32']).abs().max():.1e} at most\n")  # fmt: skip
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
