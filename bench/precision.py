@@ -1,11 +1,12 @@
-"""What the precision of products on a CPU costs and saves: a step's model work, at each precision in turn.
+"""What the precision of products on a CPU costs and saves: a step's model work at each precision in turn.
 
     python -m bench.precision                                     # --scale small's model, 2 prompts x 8 responses
     python -m bench.precision --model pocket --prompts 4 --rounds 1
 
-float32 as PyTorch multiplies it by default; "medium", its `set_float32_matmul_precision`, which leaves float32 to oneDNN; and a
-model in bf16. Seconds are the least over the rounds, which take turns. The difference is that of the responses' logprobs under the
-float32 model: what a trainer would see as drift of its sampler.
+"float32" as PyTorch multiplies by default; "medium", `set_float32_matmul_precision` of that name, which on a CPU hands float32
+products to oneDNN (on processors with AMX that rounds factors to bf16); "bf16", a model in bf16. Seconds are the least over the
+rounds, which take turns. The difference is that of the first responses' logprobs to the float32 model's: the drift that a trainer
+in float32 would see of such a sampler.
 """
 
 from __future__ import annotations

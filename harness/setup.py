@@ -51,6 +51,8 @@ def set_up(cfg: Config) -> Run:
         raise UserError(f"{cfg.data}: problem {bare[0]} has no canonical solution: such a set is for eval.py RUN --data alone")
     heldout = fitting(load_problems(cfg.heldout), tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
     device = "cuda" if torch.cuda.is_available() and cfg.scale != "pocket" else "cpu"
+    # On a CPU "medium" gives float32 products to oneDNN: half the time or less (docs/small.md). The pocket keeps its bits.
+    torch.set_float32_matmul_precision("medium" if cfg.scale == "small" and device == "cpu" else "highest")
     model = load_model(cfg.model, device, cfg.recompute or "all")
     width, depth = model.config.get_text_config().hidden_size, model.config.get_text_config().num_hidden_layers
     if cfg.m > width:

@@ -1,0 +1,42 @@
+"""--scale small: the real model where its weights are on disk, and the same way through the code with the embedded one."""
+
+import json
+
+import pytest
+import torch
+from support.runs import grpo
+
+from harness.config import POCKET, parse
+from harness.scale import SCALES, model_at_hand, resolve
+from harness.setup import set_up
+
+FEW = (
+    "--scale", "small", "--steps", 3, "--batch", 8, "--generations", 4, "--pairs", 12, "--pairs-heldout", 4, "--eval-samples", 1,
+    "--steer-prompts", 1, "--max-new-tokens", 48, "--workers", 1, "--save-every", 3,
+)  # fmt: skip
+
+
+def check_run(folder, *more):
+    """Three steps from extraction to evaluation, in which the adapter moved and sampler and trainer agreed."""
+    grpo(*FEW, "--out", folder, *more)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and (folder / "done.json").exists()
+    assert all(line["mismatch"]["max_abs"] < 1e-2 for line in lines), "the sampler's products are the trainer's"
+    assert lines[0]["kl"] == 0 < lines[-1]["kl"] and json.loads((folder / "config.json").read_text())["config"]["stop"] == "fence"
+
+
+def test_the_way_of_the_small_scale_with_the_embedded_model(heldout, tmp_path):
+    check_run(tmp_path / "run", "--model", POCKET, "--heldout", heldout, "--arm", "vanilla")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not model_at_hand(SCALES["small"]["model"]), reason="no weights: python -m engine.fetch_model smollm2")
+def test_smollm2_runs_three_steps(heldout, tmp_path):
+    check_run(tmp_path / "run", "--heldout", heldout, "--arm", "projected")
+
+
+def test_only_the_small_scale_leaves_products_to_onednn():
+    """Elsewhere bits are recorded."""
+    for scale, precision in (("small", "medium"), ("pocket", "highest")):
+        set_up(resolve(parse(["--scale", scale, "--model", str(POCKET)])))
+        assert torch.get_float32_matmul_precision() == precision
