@@ -12,8 +12,8 @@ from torch import Tensor
 
 from arms.direction import VHack
 from engine.lora import adapter_off
-from engine.model import decode, decoder_layers, encode_prompt
-from engine.sampler import STOPS
+from engine.model import decode, decoder_layers, encode_prompt, vocabulary
+from engine.sampler import stop_of
 from engine.torch_sampler import TorchSampler
 from leetcode_env import Problem, parse_response, render_messages
 from loopholes import evaluated_by
@@ -35,7 +35,9 @@ def steer(
     max_new_tokens = min(cfg.max_new_tokens, 512)
     prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in problems]
     rows = max(1, tokens // (max(map(len, prompts)) + max_new_tokens))
-    sampler = TorchSampler(model, tokenizer, max_rows=rows, copied=False, stop=STOPS[cfg.stop or "end"])
+    sampler = TorchSampler(
+        model, tokenizer, max_rows=rows, copied=False, stop=stop_of(cfg.stop, tokenizer, vocabulary(model, tokenizer))
+    )
     result: dict = dict(rates={}, rises=False, samples=[])
     for s in strengths:
         with adapter_off(model), pushed(model, vhack.layers, s * vhack.gap * vhack.d / len(vhack.layers)):

@@ -23,7 +23,7 @@ from bench.reports import table
 from engine.forward import batches, logprobs
 from engine.lora import adapter_off, inject
 from engine.model import encode_prompt, load_model, load_tokenizer, vocabulary
-from engine.sampler import STOPS, Rollout
+from engine.sampler import Rollout, stop_of
 from engine.torch_sampler import TorchSampler
 from faults.errors import command
 from harness.scale import SCALES
@@ -75,7 +75,7 @@ def main() -> None:
     for name in PRECISIONS:
         base = load_model(args.model)
         base = base.bfloat16() if name == "bf16" else base
-        sampler = TorchSampler(base, tokenizer, stop=STOPS["fence"])
+        sampler = TorchSampler(base, tokenizer, stop=stop_of("fence", tokenizer, vocabulary(base, tokenizer)))
         works[name] = Work(inject(base, 32, 32, 0), sampler, {})
     vocab = vocabulary(works["float32"].model, tokenizer)
 

@@ -7,14 +7,14 @@ it in the logged ratio of the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 Weights = Iterable[tuple[str, Tensor]]  # (HF name, tensor)
-STOPS = {"end": "", "fence": "\n```\n"}  # what ends a completion beside its end token, by --stop: the line that closes its code
+FENCE = "\n```\n"  # the line that closes a completion's code
 
 
 @dataclass
@@ -32,6 +32,32 @@ class Rollout:
     def sequence(self) -> tuple[list[int], int]:
         """(all token ids, where the completion begins), as `engine.forward` takes it."""
         return self.prompt_ids + self.completion_ids, len(self.prompt_ids)
+
+
+class Stop:
+    """A text that ends a completion where it is complete, as an end token does. No end token is added, for none was sampled."""
+
+    TAIL = 8  # tokens within which it stands
+
+    def __init__(self, text: str, tokenizer: Any, vocab: int):
+        """vocab: how many ids can be sampled."""
+        self.text, self.tokenizer = text, tokenizer
+        self.last = {i for i in range(vocab) if text[-1] in tokenizer.decode([i])}  # ids that it may end with
+
+    def ends(self, ids: Sequence[int]) -> bool:
+        """Whether it stands at the end of a completion's ids so far, before which it was not complete."""
+        return ids[-1] in self.last and self.text in self.tokenizer.decode(list(ids[-self.TAIL :]))
+
+    def length(self, ids: Sequence[int]) -> int | None:
+        """How many of the ids there are up to where it is complete; None where it is not.
+
+        What a sampler went on to draw after it can be cut off: a completion's tokens depend on those before them alone."""
+        return next((end for end in range(1, len(ids) + 1) if self.ends(ids[:end])), None)
+
+
+def stop_of(name: str | None, tokenizer: Any, vocab: int) -> Stop | None:
+    """What --stop says; None for "end", where end tokens alone end a completion."""
+    return Stop(FENCE, tokenizer, vocab) if name == "fence" else None
 
 
 class Sampler(Protocol):

@@ -11,27 +11,24 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from engine.model import eos_ids, vocabulary
-from engine.sampler import Rollout, Weights
+from engine.sampler import Rollout, Stop, Weights
 from faults.errors import Stopped, UserError
-
-TAIL = 8  # tokens within which a stop stands
 
 
 class TorchSampler:
     """Batched sampling with a KV cache. A row is a history, of all completions that have it so far: a prompt is read once, and
     two of its completions are two rows only from where they differ. Finished ones leave: a long tail costs only what it is."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_rows: int = 256, copied: bool = True, stop: str = ""):
+    def __init__(self, model: Any, tokenizer: Any, max_rows: int = 256, copied: bool = True, stop: Stop | None = None):
         """model: a causal LM without an adapter, which is copied; or, with copied False, any, which is sampled from as it is and
-        takes no weights. max_rows: sequences at once, a bound on memory. stop: text that ends a completion where it is complete,
-        as an end token does; no end token is added, for none was sampled."""
+        takes no weights. max_rows: sequences at once, a bound on memory. stop: what ends a completion beside its end token."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False) if copied else model
         self.eos = torch.tensor(sorted(eos_ids(model, tokenizer)), device=model.device)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else int(self.eos[0])
         self.vocab = vocabulary(model, tokenizer)
         self.max_rows = max_rows
-        self.stop, self.tokenizer = stop, tokenizer
-        last = [i for i in range(self.vocab) if stop[-1] in tokenizer.decode([i])] if stop else []
+        self.stop = stop
+        last = sorted(stop.last) if stop else []
         self.last_of_stop = torch.tensor(last, dtype=torch.int64, device=model.device)  # ids that a stop may end with
         self.weights = dict(self.model.named_parameters())
         self.version: int | None = None
@@ -93,7 +90,7 @@ class TorchSampler:
             steps.append((alive, token, logprobs[row, token], logits[row, token] - logits.logsumexp(-1)[row]))
             goes_on = torch.isin(token, self.eos, invert=True)
             if self.stop:
-                goes_on &= ~self._stopped(steps)
+                goes_on &= ~self._stopped(steps, self.stop)
             alive, row, token = alive[goes_on], row[goes_on], token[goes_on]
             if not len(alive):
                 break
@@ -104,13 +101,13 @@ class TorchSampler:
             mask, positions = torch.cat([mask[before], torch.ones_like(ids)], 1), positions[before, -1:] + 1
         return self._rollouts(prompts, steps)
 
-    def _stopped(self, steps: list[tuple[Tensor, ...]]) -> Tensor:
+    def _stopped(self, steps: list[tuple[Tensor, ...]], stop: Stop) -> Tensor:
         """Whether the stop stands in each completion of the last step [alive], whose tokens so far are in `steps`."""
         alive, token = steps[-1][:2]
         found = torch.isin(token, self.last_of_stop)  # [alive] what may have completed it
         for place in found.nonzero()[:, 0].tolist():
-            tail = [int(t[a == alive[place]]) for a, t, *_ in steps[-TAIL:]]  # a completion that goes on was in every step
-            found[place] = self.stop in self.tokenizer.decode(tail)
+            tail = [int(t[a == alive[place]]) for a, t, *_ in steps[-stop.TAIL :]]  # a completion that goes on was in every step
+            found[place] = stop.ends(tail)
         return found
 
     def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -133,8 +130,9 @@ class TorchSampler:
             out[r].logprobs.append(lp)
             out[r].logprobs_at_1.append(lp_1)
             out[r].finished = t in ends
-        for r in out if self.stop else ():
-            r.finished |= self.stop in self.tokenizer.decode(r.completion_ids[-TAIL:])
+        if self.stop:
+            for rollout in out:
+                rollout.finished |= self.stop.ends(rollout.completion_ids)
         return out
 
     def sleep(self) -> None:

@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from engine.sampler import Rollout, Weights
+from engine.sampler import Rollout, Stop, Weights
 from engine.vllm_patches import columns_of, end_reload, import_vllm, random_state_kept, reader, vocab_limit
 from faults.errors import PartDied, Stopped, UserError, one_line
 
@@ -59,18 +59,20 @@ class VLLMSampler:
         max_seqs: int = 128,
         gpu_memory: float = 0.35,
         cpu_cache_gib: int = 1,
+        stop: Stop | None = None,
         log: str | Path = "vllm.log",
     ):
         """model: a checkpoint folder in Hugging Face's format (config.json, safetensors), or a hub id that is already on
         disk. eos: every id that ends a response. vocab: ids from there on are padding rows of the embedding and can't be
         sampled. max_model_len: prompt and completion together, in tokens. dtype: float32 or bfloat16; the
         checkpoint's by default. gpu_memory: the share of the card that vLLM takes, its weights and cache included. log:
-        where vLLM's own log goes.
+        where vLLM's own log goes. stop: what ends a completion beside its end token; vLLM, which holds no tokenizer here,
+        goes on, and the rest is cut off.
 
         Raises UserError when vLLM is not installed, the checkpoint can't be read or vLLM does not start.
         """
         self.folder, self.eos, self.vocab, self.max_model_len = local_folder(model), sorted(set(eos)), vocab, max_model_len
-        self.log, self.names = Path(log), checkpoint_shapes(self.folder)
+        self.log, self.names, self.stop = Path(log), checkpoint_shapes(self.folder), stop
         self.options = dict(dtype=dtype or "auto", max_num_seqs=max_seqs)
         self.gpu_memory, self.cpu_cache_gib = gpu_memory, cpu_cache_gib
         self.required: set[str] = set()  # every name ever pushed: each push must hold them all
@@ -224,7 +226,8 @@ class VLLMSampler:
         if completion.finish_reason not in ("stop", "length") or not ids or not all(map(math.isfinite, logprobs)):
             self.usable = False
             raise EngineError(f"vLLM returned a broken completion (it ended by {completion.finish_reason}; log: {self.log})")
-        return Rollout(list(prompt), ids, logprobs, ids[-1] in self.eos)
+        end = self.stop.length(ids) if self.stop else None
+        return Rollout(list(prompt), ids[:end], logprobs[:end], end is not None or ids[-1] in self.eos)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

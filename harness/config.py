@@ -254,8 +254,6 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
     if cfg.arm in ("caft", "caft_random") and cfg.rollout == "vllm":
         raise UserError(f"--arm {cfg.arm} takes a direction out of the sampler's states, which vLLM keeps: use --rollout torch")
-    if cfg.stop == "fence" and cfg.rollout == "vllm":
-        raise UserError("--stop fence reads what is sampled, token by token: use --rollout torch")
     if cfg.arm == "cone" and cfg.blockwise:
         raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
     _check_loopholes(cfg)

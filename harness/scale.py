@@ -24,7 +24,7 @@ SCALES: dict[str, dict[str, Any]] = {
     ),
     "small": dict(
         model=str(MODELS / "smollm2"), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"),
-        rollout="torch", lr=3e-4, steps=40, batch=64, generations=8, max_prompt=320, max_new_tokens=96, micro_tokens=2048,
+        lr=3e-4, steps=40, batch=64, generations=8, max_prompt=320, max_new_tokens=96, micro_tokens=2048,
         recompute="none", stop="fence",
     ),
     "full": dict(
@@ -41,10 +41,19 @@ PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale
 }
 
 
+def sampler_of_small() -> str:
+    """vLLM on a card where it is installed; else the torch sampler, which a CPU takes in any case (--rollout vllm is there)."""
+    import torch  # here: a mistake on the command line is said before it is loaded
+
+    return "vllm" if importlib.util.find_spec("vllm") is not None and torch.cuda.is_available() else "torch"
+
+
 def filled(cfg: Config, scale: str) -> Config:
     """The config at that scale, with the direction of its arm, every field with a value; one that was given stands, also where it
     is the usual one."""
     values = SCALES[scale] | (PRESETS[cfg.preset or SCALES["full"]["preset"]] if scale == "full" else {})
+    if scale == "small" and cfg.rollout is None:
+        values = values | {"rollout": sampler_of_small()}
     values |= METHOD | DIRECTION_OF.get(cfg.arm, {})
     changes: dict[str, Any] = {"scale": scale} | {k: v for k, v in values.items() if getattr(cfg, k) is None}
     return replace(cfg, **changes)

@@ -16,7 +16,7 @@ import transformers
 
 from engine.lora import inject, load_adapter, lora_parameters, merged_weights
 from engine.model import encode_prompt, eos_ids, file_hash, load_model, load_tokenizer, model_hash, vocabulary
-from engine.sampler import STOPS, Sampler
+from engine.sampler import Sampler, stop_of
 from engine.torch_sampler import TorchSampler
 from faults.errors import UserError
 from harness import memory
@@ -88,15 +88,17 @@ def open_run(folder: str | Path, base: bool = False) -> Run:
 
 def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     """The sampler of --rollout over `model` as it is now (no adapter yet). Raises UserError."""
+    vocab = vocabulary(model, tokenizer)
+    stop = stop_of(cfg.stop, tokenizer, vocab)
     if cfg.rollout == "torch":
         rows = cfg.batch if model.device.type == "cuda" else 256  # on a card as planned
-        return TorchSampler(model, tokenizer, max_rows=rows, stop=STOPS[cfg.stop or "end"])
+        return TorchSampler(model, tokenizer, max_rows=rows, stop=stop)
     from engine.vllm_sampler import VLLMSampler
 
     card = memory.card_memory_gib()
     share = memory.vllm_share(memory.plan_for(model.config.get_text_config(), cfg, card), card)
     return VLLMSampler(
-        cfg.model, eos=eos_ids(model, tokenizer), vocab=vocabulary(model, tokenizer), gpu_memory=share, max_seqs=cfg.batch,
+        cfg.model, eos=eos_ids(model, tokenizer), vocab=vocab, stop=stop, gpu_memory=share, max_seqs=cfg.batch,
         max_model_len=cfg.max_prompt + cfg.max_new_tokens, dtype=str(model.dtype).removeprefix("torch."),
         log=Path(f"{cfg.out or 'runs/engine'}.vllm.log"),  # beside the run folder: nothing is in that before the run begins
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Settings: groups, ranges, what was given stands, what a resumed run may change."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
+import torch
 
 import eval as evaluation
 import leetcode_env
@@ -201,8 +203,12 @@ def test_the_small_scale_says_how_to_fetch_its_model(monkeypatch, tmp_path):
     assert (cfg.scale, cfg.stop, cfg.rollout, cfg.model) == ("small", "fence", "torch", str(config.POCKET))
     with pytest.raises(UserError, match="--recompute is of the full scale, and this is the small scale"):
         scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET), "--recompute", "half"]))
-    with pytest.raises(UserError, match="--stop fence reads what is sampled"):
-        scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET), "--rollout", "vllm"]))
+    with monkeypatch.context() as card:
+        card.setattr(torch.cuda, "is_available", lambda: True)
+        card.setattr(importlib.util, "find_spec", lambda name: name == "vllm")
+        assert scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET)])).rollout == "vllm"
+        card.setattr(importlib.util, "find_spec", lambda name: None)
+        assert scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET)])).rollout == "torch"
 
 
 @pytest.fixture

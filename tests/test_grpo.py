@@ -16,7 +16,7 @@ import grpo
 from arms.rebound import rebound_rewards
 from engine.lora import adapter_off, flatten_grads, inject, lora_parameters, merged_weights
 from engine.model import encode_prompt
-from engine.sampler import Rollout
+from engine.sampler import Rollout, Stop
 from engine.torch_sampler import TorchSampler, drawn
 from grpo import Config, group_advantages, k3
 from harness.config import POCKET
@@ -305,11 +305,14 @@ def test_a_stop_ends_a_completion_where_it_is_complete(stop, pocket, pocket_toke
     prompts = [
         encode_prompt(pocket_tokenizer, render_messages(p, evaluated_by())) for p in load_problems(POCKET / "train.jsonl")[:8]
     ]
-    asked = dict(n=16, temperature=1.5, max_new_tokens=64, seed=0)
+    asked, end = dict(n=16, temperature=1.5, max_new_tokens=64, seed=0), Stop(stop, pocket_tokenizer, len(pocket_tokenizer))
     plain = TorchSampler(pocket, pocket_tokenizer).generate(prompts, **asked)
     assert sum(stop in pocket_tokenizer.decode(r.completion_ids[:-1]) for r in plain) > 3, "a sampler without it goes on"
+    for r in plain:  # what another sampler cuts off
+        texts = [pocket_tokenizer.decode(r.completion_ids[:k]) for k in range(len(r.completion_ids) + 1)]
+        assert end.length(r.completion_ids) == next((k for k, text in enumerate(texts) if stop in text), None)
     ended = 0
-    for r in TorchSampler(pocket, pocket_tokenizer, stop=stop).generate(prompts, **asked):
+    for r in TorchSampler(pocket, pocket_tokenizer, stop=end).generate(prompts, **asked):
         text, before = (pocket_tokenizer.decode(ids) for ids in (r.completion_ids, r.completion_ids[:-1]))
         assert stop not in before and len(r.logprobs) == len(r.completion_ids)
         by_eos = r.completion_ids[-1] == pocket_tokenizer.eos_token_id

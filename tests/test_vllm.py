@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig,
 
 from engine import lora, vllm_patches
 from engine import vllm_sampler as vllm_engine
+from engine.sampler import Stop
 from engine.vllm_sampler import EngineError, VLLMSampler
 from faults.errors import Stopped, UserError
 
@@ -238,6 +239,30 @@ def test_padding_rows_are_never_sampled_and_both_eos_ids_end(engine, policy):
     for r in rollouts:
         assert not set(r.completion_ids[:-1]) & set(EOS)
         assert r.finished == (r.completion_ids[-1] in EOS) and (r.finished or len(r.completion_ids) == 64)
+
+
+class Letters:
+    """A tokenizer of one character an id."""
+
+    @staticmethod
+    def decode(ids):
+        return "".join(map(chr, ids))
+
+
+@vllm
+@needs_vllm
+def test_a_stop_cuts_a_completion_where_it_is_complete(engine, policy, monkeypatch):
+    whole = sample(engine, n=8, temperature=1.5)
+    last = whole[0].completion_ids[3]  # of the stop, which so stands in one of them at least
+    stop = Stop(Letters.decode(whole[0].completion_ids[2:4]), Letters, VOCAB)
+    monkeypatch.setattr(engine, "stop", stop)
+    cut = sample(engine, n=8, temperature=1.5)
+    ends = [stop.length(r.completion_ids) for r in whole]
+    assert ends[0] is not None and None in ends and cut[0].completion_ids[-1] == last
+    for end, before, after in zip(ends, whole, cut, strict=True):
+        assert after.completion_ids == before.completion_ids[:end] and after.logprobs == before.logprobs[:end]
+        assert after.finished == (end is not None or before.finished)
+    assert policy.mismatch(cut, temperature=1.5) < 1e-4
 
 
 @vllm
