@@ -51,8 +51,9 @@ def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
 
     try:
         dtype = torch.bfloat16 if device == "cuda" else "auto"
+        attention = "sdpa" if device == "cuda" else attention_of_cpu()
         loaded, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, attn_implementation="sdpa", local_files_only=os.path.isdir(model), output_loading_info=True
+            model, dtype=dtype, attn_implementation=attention, local_files_only=os.path.isdir(model), output_loading_info=True
         )
     except torch.OutOfMemoryError:
         raise
@@ -70,6 +71,13 @@ def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
             log.warning("SLOW: flash-linear-attention is missing, linear layers take ten times as long: pip install -e '.[vllm]'")
         recompute_layers(loaded, recompute)
     return loaded
+
+
+def attention_of_cpu() -> str:
+    """The name of `engine.attention`, known to transformers from here on."""
+    from engine import attention
+
+    return attention.NAME
 
 
 def recompute_layers(model: Any, which: str) -> None:
