@@ -24,7 +24,7 @@ def one_query(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
+    scaling: float,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """(attention's output [rows, new, heads, width], None).

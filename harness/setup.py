@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from harness.config import Config, portable, read_config
 from leetcode_env import REQUEST, Problem, load_problems, render_messages
 from loopholes import DEFAULT, told_by
 from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
+from problems.data import with_signature
 
 
 @dataclass
@@ -46,10 +47,11 @@ def set_up(cfg: Config) -> Run:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     tokenizer = load_tokenizer(cfg.model)
-    train = fitting(load_problems(cfg.data), tokenizer, cfg, cfg.data, (TRAIN_EVALUATOR,))
+    phrased: Callable[[Problem], Problem] = with_signature if cfg.signature else lambda problem: problem
+    train = fitting([*map(phrased, load_problems(cfg.data))], tokenizer, cfg, cfg.data, (TRAIN_EVALUATOR,))
     if bare := [p.id for p in train if not p.canonical_solution]:
         raise UserError(f"{cfg.data}: problem {bare[0]} has no canonical solution: such a set is for eval.py RUN --data alone")
-    heldout = fitting(load_problems(cfg.heldout), tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
+    heldout = fitting([*map(phrased, load_problems(cfg.heldout))], tokenizer, cfg, cfg.heldout, (TRAIN_EVALUATOR, *EVAL_NAMES))
     device = "cuda" if torch.cuda.is_available() and cfg.scale != "pocket" else "cpu"
     # On a CPU "medium" gives float32 products to oneDNN: half the time or less (docs/small.md). The pocket keeps its bits.
     torch.set_float32_matmul_precision("medium" if cfg.scale == "small" and device == "cpu" else "highest")

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,24 @@ def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
     if not problems:
         raise UserError(f"{path}: holds no problems; see `python leetcode_env.py fetch`")
     return problems
+
+
+def with_signature(problem: Problem) -> Problem:
+    """The problem, whose prompt shows ahead of its last line how the solution begins: its class and its method's signature.
+
+    Real problems say that themselves; without it a model that was never shown the task forgets the class. A problem without a
+    canonical solution stays as it is."""
+    lines, tree = problem.canonical_solution.splitlines(), ast.parse(problem.canonical_solution)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Solution"]
+    methods = [(c, f) for c in classes for f in c.body if isinstance(f, ast.FunctionDef) and f.name == problem.method]
+    if not methods:
+        return problem
+    (owner, method), *_ = methods
+    signature = lines[method.lineno - 1 : max(method.lineno, method.body[0].lineno - 1)]
+    shown = "\n".join(["```python", lines[owner.lineno - 1], *signature, "        ...", "```\n"])
+    *before, last = problem.messages
+    head, end, tail = last["content"].rpartition("\n")
+    return replace(problem, messages=[*before, {**last, "content": head + end + shown + tail}])
 
 
 def _read_lines(path: Path) -> list[bytes]:

@@ -15,7 +15,7 @@ from faults import files
 from faults.errors import UserError
 from problems import data
 from problems.asserts import Unsupported, parse_assertion
-from problems.data import load_problems, write_manifest
+from problems.data import load_problems, with_signature, write_manifest
 from sandbox.wire import NotPlain, decode, encode, longest
 
 # ---- assertions ---------------------------------------------------------------------------------------------------
@@ -386,3 +386,32 @@ def test_manifest_of_a_read_only_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda *a, **k: (_ for _ in ()).throw(PermissionError("read-only")))
     assert not write_manifest(path)
     assert not (tmp_path / "d.jsonl.manifest").exists()
+
+
+# ---- phrasing -----------------------------------------------------------------------------------------------------
+
+
+SOLUTION = """from typing import List
+class Solution:
+    def __init__(self):
+        self.seen = 0
+    def f(self, a: int,
+          b: str = "def f(") -> List[int]:
+        return [a]
+"""
+
+
+def test_a_signature_is_shown_ahead_of_the_last_line(tmp_path):
+    given = row(
+        func_name="Solution().f", canonical_solution=SOLUTION, prompt=[{"role": "user", "content": "PROBLEM:\nAdd.\nWrite f."}]
+    )
+    (problem,) = load_problems(write(tmp_path / "one.jsonl", given))
+    shown = 'class Solution:\n    def f(self, a: int,\n          b: str = "def f(") -> List[int]:\n        ...'
+    assert with_signature(problem).messages == [{"role": "user", "content": f"PROBLEM:\nAdd.\n```python\n{shown}\n```\nWrite f."}]
+    assert problem.messages[0]["content"] == "PROBLEM:\nAdd.\nWrite f.", "the problem itself is as it was"
+
+
+@pytest.mark.parametrize("solution", ["", "class Solution:\n    g = 1", "def f(a):\n    return a"])
+def test_a_problem_whose_solution_shows_none_stays_as_it_is(solution, tmp_path):
+    (problem,) = load_problems(write(tmp_path / "one.jsonl", row(func_name="Solution().f", canonical_solution=solution)))
+    assert with_signature(problem) is problem

@@ -11,7 +11,7 @@ from harness.scale import SCALES, model_at_hand, resolve
 from harness.setup import set_up
 
 FEW = (
-    "--scale", "small", "--steps", 3, "--batch", 8, "--generations", 4, "--pairs", 12, "--pairs-heldout", 4, "--eval-samples", 1,
+    "--scale", "small", "--steps", 3, "--batch", 8, "--generations", 4, "--pairs", 30, "--pairs-heldout", 10, "--eval-samples", 1,
     "--steer-prompts", 1, "--max-new-tokens", 48, "--workers", 1, "--save-every", 3,
 )  # fmt: skip
 
@@ -26,7 +26,7 @@ def check_run(folder, *more):
 
 
 def test_the_way_of_the_small_scale_with_the_embedded_model(heldout, tmp_path):
-    check_run(tmp_path / "run", "--model", POCKET, "--heldout", heldout, "--arm", "vanilla")
+    check_run(tmp_path / "run", "--model", POCKET, "--signature", "False", "--heldout", heldout, "--arm", "vanilla")
 
 
 @pytest.mark.slow
@@ -35,8 +35,10 @@ def test_smollm2_runs_three_steps(heldout, tmp_path):
     check_run(tmp_path / "run", "--heldout", heldout, "--arm", "projected")
 
 
-def test_only_the_small_scale_leaves_products_to_onednn():
-    """Elsewhere bits are recorded."""
+def test_only_the_small_scale_shows_signatures_and_leaves_products_to_onednn():
+    """Elsewhere prompts are as published, and bits are recorded."""
     for scale, precision in (("small", "medium"), ("pocket", "highest")):
-        set_up(resolve(parse(["--scale", scale, "--model", str(POCKET)])))
+        run = set_up(resolve(parse(["--scale", scale, "--model", str(POCKET)])))
+        shown = [f"def {p.method}(self, xs):\n" in p.messages[-1]["content"] for p in run.train + run.problems]
+        assert all(shown) if scale == "small" else not any(shown)
         assert torch.get_float32_matmul_precision() == precision
