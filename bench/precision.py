@@ -4,9 +4,9 @@
     python -m bench.precision --model pocket --prompts 4 --rounds 1
 
 "float32" as PyTorch multiplies by default; "medium", `set_float32_matmul_precision` of that name, which on a CPU hands float32
-products to oneDNN (on processors with AMX that rounds factors to bf16); "bf16", a model in bf16. Seconds are the least over the
-rounds, which take turns. The difference is that of the first responses' logprobs to the float32 model's: the drift that a trainer
-in float32 would see of such a sampler.
+products to oneDNN (on processors with AMX that rounds factors to bf16); "bf16", a model in bf16. Seconds are the process's own
+(with one thread, those of a free core), the least over the rounds, which take turns. The difference is that of the logprobs of
+the same responses to the float32 model's: the drift that a trainer in float32 would see of such a sampler.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from harness.scale import SCALES
 from leetcode_env import load_problems, render_messages
 from loopholes import LOOPHOLES, Told
 from loopholes.evaluator import TRAIN_EVALUATOR
+from problems.data import with_signature
 
 SMALL = SCALES["small"]
 PRECISIONS = ("float32", "medium", "bf16")
@@ -37,7 +38,7 @@ PRECISIONS = ("float32", "medium", "bf16")
 
 @dataclass
 class Work:
-    """One precision's model and sampler, and the least seconds of each part so far."""
+    """One precision's model and sampler, and the least CPU seconds of each part so far."""
 
     model: Any
     sampler: TorchSampler
@@ -45,9 +46,9 @@ class Work:
 
     def timed(self, part: str, function: Callable[[], Any]) -> Any:
         """The function's result; its seconds count for that part where they are the least."""
-        start = time.perf_counter()
+        start = time.process_time()
         result = function()
-        self.seconds[part] = min(self.seconds.get(part, float("inf")), time.perf_counter() - start)
+        self.seconds[part] = min(self.seconds.get(part, float("inf")), time.process_time() - start)
         return result
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = load_tokenizer(args.model)
-    problems = load_problems(SMALL["data"])[: args.prompts]
+    problems = [with_signature(p) for p in load_problems(SMALL["data"])[: args.prompts]]
     prompts = [encode_prompt(tokenizer, render_messages(p, Told(LOOPHOLES["run_tests"], TRAIN_EVALUATOR))) for p in problems]
     works = {}
     for name in PRECISIONS:
