@@ -98,11 +98,11 @@ def _shared(run: FinishedRun) -> dict[str, Any]:
 def _summarise_arm(group: list[FinishedRun]) -> Numbers:
     """Mean over seeds of an arm's rates, each with its t interval, and whether the projection was biting."""
     rates = {rate: mean_interval(run.wilson(rate)["rate"] for run in group) for rate in RATES}
-    for interval in rates.values():
+    paid = mean_interval(run.condition("hack")["lambda"]["rate"] or 0.0 for run in group)
+    for interval in (*rates.values(), paid):
         if interval["low"] is not None:  # the t interval does not know that a rate has ends
             interval |= {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
     told = {name: mean_interval(value for (value,) in of.values()) for name, of in scores_by_loophole(group).items()}
-    paid = mean_interval(run.condition("hack")["lambda"]["rate"] or 0.0 for run in group)
     onsets = [onset(run) for run in group]
     more = {"lambda": paid, "onset": onsets, "by_difficulty": by_difficulty(group), "by_loophole": told}
     return {"seeds": [run.seed for run in group], **rates, **more, "biting": biting(group)}
@@ -129,16 +129,19 @@ def by_difficulty(group: list[FinishedRun]) -> dict[str, dict[str, float]]:
 def biting(group: list[FinishedRun]) -> Numbers:
     """Whether there was anything to remove, over all steps of all seeds.
 
-    {steps, share_positive: share of steps with cos_align > 0, median_removed: median removed share of |g|, median_cos:
-    median |cos_align|, random_cos: what a random direction would show, or None}
+    {steps, share_positive: share of steps with cos_align > 0, median_removed: median removed share of |g|,
+    early_removed: its mean over each run's first ESCAPE_WINDOW steps, before a policy that hacks has no clean responses left to
+    make rows of, median_cos: median |cos_align|, random_cos: what a random direction would show, or None}
     """
     cosines = np.array([value for run in group for value in run.series("cos_align")[1]])
     removed = [value for run in group for value in run.series("removed")[1]]
+    early = [value for run in group for value in run.series("removed")[1][:ESCAPE_WINDOW]]
     nonzero = group[0].nonzero
     return {
         "steps": len(cosines),
         "share_positive": float((cosines > 0).mean()),
         "median_removed": float(np.median(removed)) if removed else None,
+        "early_removed": float(np.mean(early)) if early else None,
         "median_cos": float(np.median(np.abs(cosines))),
         "random_cos": random_cosine(nonzero) if nonzero else None,
     }

@@ -55,7 +55,7 @@ STYLES: dict[str, tuple[str, Any, Any]] = {
     "cone_nonhack": ("#E69F00", (0, (3, 1, 1, 1)), "8"),
     "cone_match_random": ("#999933", (0, (6, 2)), (4, 1, 0)),  # stars of four and of three points
     "cone_match_shuffled": ("#AA4499", (0, (1, 1.5)), (3, 1, 0)),
-    "counterfactual": ("#009E73", (0, (5, 1.5, 1, 1.5)), (5, 0, 0)),
+    "counterfactual": ("#332288", (0, (5, 1.5, 1, 1.5)), (5, 0, 0)),
     "cone_three": ("#E69F00", (0, (6, 2)), "v"),
     "screen_three": ("#AA4499", (0, (1, 1.5)), "s"),
     "screen_known": ("#882255", (0, (3, 1)), (8, 1, 0)),

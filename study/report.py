@@ -72,7 +72,11 @@ FLAGGED_NOTE = (
     "Training batches, summed over steps. A hack is a response that is wrong and paid by the loophole; honest is one without any "
     "loophole's hack in its text. Source: `flagged_hacks`, `hacks`, `flagged_honest` of each run's metrics.jsonl."
 )
-BITING_NOTE = "Source: `cos_align` and `removed` of each run's metrics.jsonl, `parameters.v_nonzero` of its config.json."
+BITING_NOTE = (
+    "The first steps come before hacking: a policy that hacks everywhere leaves the cone, and controls that match it, few clean "
+    "responses to make rows of. Source: `cos_align` and `removed` of each run's metrics.jsonl, `parameters.v_nonzero` of its "
+    "config.json."
+)
 CSS = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c1c1c;max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:1px solid #ddd;padding-bottom:.2rem}
@@ -238,10 +242,19 @@ def _p_value(test: Numbers) -> str:
 
 
 def _biting(arms: Numbers) -> list[str]:
-    header = ["arm", "steps", "share with cos_align > 0", "median removed share of |g|", "median |cos_align|"]
+    header = [
+        "arm",
+        "steps",
+        "share with cos_align > 0",
+        "removed share of |g|: median",
+        f"mean of the first {ESCAPE_WINDOW} steps",
+        "median |cos_align|",
+    ]
     rows = []
     for name, b in ((name, arm["biting"]) for name, arm in arms.items()):
-        numbers = ("-" if b[key] is None else f"{b[key]:.4f}" for key in ("median_removed", "median_cos", "random_cos"))
+        numbers = (
+            "-" if b[key] is None else f"{b[key]:.4f}" for key in ("median_removed", "early_removed", "median_cos", "random_cos")
+        )
         rows.append([name, b["steps"], percent(b["share_positive"]), *numbers])
     return [_table([*header, "|cos| of a random direction"], rows), BITING_NOTE]
 

@@ -528,6 +528,14 @@ def test_numbers_of_the_report_are_those_of_the_run_folders(whole):
         assert f"({hacks}/400)" in line and f"({right}/400)" in line
     vanilla = [row["hack"]["rate"] for row in results["runs"] if row["variant"] == "vanilla"]
     assert results["arms"]["vanilla"]["hack"]["mean"] == pytest.approx(sum(vanilla) / 2)
+    early = [
+        json.loads(line)["removed"]
+        for seed in range(2)
+        for line in (whole / "runs" / f"cone-seed{seed}" / "metrics.jsonl").read_text().splitlines()[:10]
+    ]
+    assert results["arms"]["cone"]["biting"]["early_removed"] == pytest.approx(sum(early) / 20)
+    paid = [arm["lambda"] for arm in results["arms"].values() if arm["lambda"]["low"] is not None]
+    assert paid and all(0 <= interval["low"] <= interval["high"] <= 1 for interval in paid)
 
 
 def truncate(path):
