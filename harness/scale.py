@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -80,7 +81,9 @@ def model_at_hand(model: str) -> bool:
         return any(Path(model).glob("*.safetensors"))
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    with contextlib.suppress(ValueError):  # the path of a folder that is not there is no hub id
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    return False
 
 
 def resolve(cfg: Config) -> Config:

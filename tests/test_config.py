@@ -194,7 +194,7 @@ def test_what_is_of_the_full_scale_is_refused_at_pocket_scale(given):
 
 
 def test_the_small_scale_says_how_to_fetch_its_model(monkeypatch, tmp_path):
-    monkeypatch.setattr(scale, "model_at_hand", lambda model: False)
+    monkeypatch.setitem(scale.SCALES["small"], "model", str(tmp_path / "models" / "smollm2"))
     with pytest.raises(
         UserError, match=r"models/smollm2 is not there: fetch it first, with python -m engine\.fetch_model smollm2"
     ):

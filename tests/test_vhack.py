@@ -300,7 +300,7 @@ def test_contexts_come_from_clean_responses_two_a_prompt(pocket_tokenizer):
     batch = [Rollout([1, 2], response(t), [], True) for t in (hack, clean, clean, clean, "no code")]
     batch += [Rollout([3], response(clean), [], True)]
     contexts = batch_contexts(pocket_tokenizer, batch, ["run_tests"] * 6, ["run_tests"], 24)
-    assert [ids for ids, _, _ in contexts] == [[1, 2], [1, 2], [3]]
+    assert [ids for ids, _, _ in contexts] == [[1, 2], [3], [1, 2]]
     assert all(code == "```python\n" + CODE for _, code, _ in contexts)
     assert len(batch_contexts(pocket_tokenizer, batch, ["run_tests"] * 6, ["run_tests"], 1)) == 1
 
