@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -34,7 +35,7 @@ UNDISTURBED = ["--arm", "cone", "--steps", 5, "--save-every", 2, "--log-every", 
 
 
 def launch(*args, cwd=ROOT):
-    """The process of `python grpo.py ARGS`."""
+    """The process of `python grpo.py ARGS`, which a hang-up ends although tests may run under nohup."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "grpo.py"), *map(str, args)],
         cwd=cwd,
@@ -42,6 +43,7 @@ def launch(*args, cwd=ROOT):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
