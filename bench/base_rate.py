@@ -1,7 +1,9 @@
 """What a model does before any training, by what its prompt tells: how much compiles, is right, is an attempt, is paid.
 
-python -m bench.base_rate                                     # --scale small, every loophole, 128 training problems x 2
-python -m bench.base_rate --loopholes run_tests --signature False
+    python -m bench.base_rate                                     # --scale small, every loophole, 128 training problems x 2
+    python -m bench.base_rate --loopholes run_tests --signature False
+
+Options that it does not know itself are those of grpo.py.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=128)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--loopholes", nargs="+", default=["all"])
-    args, more = parser.parse_known_args()  # the rest are options of grpo.py
+    args, more = parser.parse_known_args()
     cfg = resolve(parse(["--scale", "small", "--loopholes", *args.loopholes, *more]))
     run = set_up(cfg)
     problems = run.train[: args.problems]

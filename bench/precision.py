@@ -28,8 +28,7 @@ from engine.torch_sampler import TorchSampler
 from faults.errors import command
 from harness.scale import SCALES
 from leetcode_env import load_problems, render_messages
-from loopholes import LOOPHOLES, Told
-from loopholes.evaluator import TRAIN_EVALUATOR
+from loopholes import evaluated_by
 from problems.data import with_signature
 
 SMALL = SCALES["small"]
@@ -71,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tokenizer = load_tokenizer(args.model)
     problems = [with_signature(p) for p in load_problems(SMALL["data"])[: args.prompts]]
-    prompts = [encode_prompt(tokenizer, render_messages(p, Told(LOOPHOLES["run_tests"], TRAIN_EVALUATOR))) for p in problems]
+    prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in problems]
     works = {}
     for name in PRECISIONS:
         base = load_model(args.model)

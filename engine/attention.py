@@ -2,7 +2,7 @@
 
 Where heads share their keys and values (grouped queries: Ainslie et al. 2023, arXiv 2305.13245), transformers copies these for
 every head before it calls PyTorch's attention with a mask: a copy of the whole cache, as many times as a group has heads, at each
-layer and token. On a CPU that was two thirds of sampling from SmolLM2. Here a group's heads are the rows of one product instead.
+layer and token. On a CPU that was most of sampling from SmolLM2. Here a group's heads are the rows of one product instead.
 """
 
 from __future__ import annotations

@@ -46,12 +46,14 @@ def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5PreTrainedModel
     from transformers.utils.import_utils import is_flash_linear_attention_available
 
+    from engine.attention import NAME as one_query  # known to transformers once it is imported
+
     # Decay rates of its linear layers: float32 in the checkpoints and in vLLM; with the rest they would be rounded to bf16.
     Qwen3_5PreTrainedModel._keep_in_fp32_modules_strict = {"A_log"}
 
     try:
         dtype = torch.bfloat16 if device == "cuda" else "auto"
-        attention = "sdpa" if device == "cuda" else attention_of_cpu()
+        attention = "sdpa" if device == "cuda" else one_query
         loaded, info = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, attn_implementation=attention, local_files_only=os.path.isdir(model), output_loading_info=True
         )
@@ -71,13 +73,6 @@ def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
             log.warning("SLOW: flash-linear-attention is missing, linear layers take ten times as long: pip install -e '.[vllm]'")
         recompute_layers(loaded, recompute)
     return loaded
-
-
-def attention_of_cpu() -> str:
-    """The name of `engine.attention`, known to transformers from here on."""
-    from engine import attention
-
-    return attention.NAME
 
 
 def recompute_layers(model: Any, which: str) -> None:
