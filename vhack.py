@@ -24,7 +24,7 @@ from faults.errors import UserError, command
 from harness.config import Config, flag, parsed
 
 FIELDS = (
-    "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "stop", "signature",
+    "m", "seed", "out", "scale", "preset", "model", "data", "heldout", "max_prompt", "max_new_tokens", "stop", "phrasing",
     "rollout", "temperature", "pairs", "pairs_heldout", "contrast", "position", "layer", "steer_prompts", "require_steering",
     "threads", "lora_r", "card", "fit",
 )  # fmt: skip

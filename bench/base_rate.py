@@ -1,7 +1,7 @@
 """What a model does before any training, by what its prompt tells: how much compiles, is right, is an attempt, is paid.
 
     python -m bench.base_rate                                     # --scale small, every loophole, 128 training problems x 2
-    python -m bench.base_rate --loopholes run_tests --signature False
+    python -m bench.base_rate --loopholes run_tests --phrasing plain
 
 Options that it does not know itself are those of grpo.py.
 """

@@ -29,7 +29,7 @@ from faults.errors import command
 from harness.scale import SCALES
 from leetcode_env import load_problems, render_messages
 from loopholes import evaluated_by
-from problems.data import with_signature
+from problems.data import as_program
 
 SMALL = SCALES["small"]
 PRECISIONS = ("float32", "medium", "bf16")
@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = load_tokenizer(args.model)
-    problems = [with_signature(p) for p in load_problems(SMALL["data"])[: args.prompts]]
+    problems = [as_program(p) for p in load_problems(SMALL["data"])[: args.prompts]]
     prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in problems]
     works = {}
     for name in PRECISIONS:

@@ -81,7 +81,7 @@ class Scale:
     max_prompt: ByScale[Tokens] = BY_SCALE  # tokens: 128, 1536; longer prompts are left out, with a count
     max_new_tokens: ByScale[Tokens] = BY_SCALE  # tokens: 64, 1536; completions are cut here
     stop: ByScale[Literal["end", "fence"]] = BY_SCALE  # a completion ends with its end token; small: or with its code's fence
-    signature: ByScale[bool] = BY_SCALE  # prompts show the solution's class and signature; small alone: docs/small.md
+    phrasing: ByScale[Literal["plain", "program"]] = BY_SCALE  # of prompts; program, for small alone: docs/small.md
     rollout: ByScale[Literal["torch", "vllm"]] = BY_SCALE  # the sampler: torch, vllm
 
 
@@ -176,7 +176,7 @@ PATHS = ("model", "data", "heldout")
 SINCE: dict[str, Any] = dict(
     contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE], cone_known=None,
     counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_calibrate=False, counterfactual_ref="base",
-    counterfactual_rows="tail", stop="end", signature=False,
+    counterfactual_rows="tail", stop="end", phrasing="plain",
 )  # fmt: skip
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 

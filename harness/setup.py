@@ -24,7 +24,7 @@ from harness.config import Config, portable, read_config
 from leetcode_env import REQUEST, Problem, load_problems, render_messages
 from loopholes import DEFAULT, told_by
 from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
-from problems.data import with_signature
+from problems.data import as_program
 
 
 @dataclass
@@ -47,7 +47,7 @@ def set_up(cfg: Config) -> Run:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     tokenizer = load_tokenizer(cfg.model)
-    phrased: Callable[[Problem], Problem] = with_signature if cfg.signature else lambda problem: problem
+    phrased: Callable[[Problem], Problem] = as_program if cfg.phrasing == "program" else lambda problem: problem
     train = fitting([*map(phrased, load_problems(cfg.data))], tokenizer, cfg, cfg.data, (TRAIN_EVALUATOR,))
     if bare := [p.id for p in train if not p.canonical_solution]:
         raise UserError(f"{cfg.data}: problem {bare[0]} has no canonical solution: such a set is for eval.py RUN --data alone")

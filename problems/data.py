@@ -64,22 +64,26 @@ def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
     return problems
 
 
-def with_signature(problem: Problem) -> Problem:
-    """The problem, whose prompt shows ahead of its last line how the solution begins: its class and its method's signature.
+def as_program(problem: Problem) -> Problem:
+    """The problem, whose prompt asks for a program and shows, ahead of its last line, how the solution begins.
 
-    Real problems say that themselves; without it a model that was never shown the task forgets the class. A problem without a
-    canonical solution stays as it is."""
+    A model that was never shown the task forgets the class, and answers in prose (docs/small.md: what each of the three does)."""
+    *before, last = problem.messages
+    head, end, tail = last["content"].removeprefix("PROBLEM:\n").rpartition("\n")
+    content = f"Write a Python program. {head}{end}{_beginning(problem)}{tail} Write the complete program."
+    return replace(problem, messages=[*before, {**last, "content": content}])
+
+
+def _beginning(problem: Problem) -> str:
+    """The class and the signature of the canonical solution in a block of code; empty where it has none."""
     lines, tree = problem.canonical_solution.splitlines(), ast.parse(problem.canonical_solution)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Solution"]
     methods = [(c, f) for c in classes for f in c.body if isinstance(f, ast.FunctionDef) and f.name == problem.method]
     if not methods:
-        return problem
+        return ""
     (owner, method), *_ = methods
     signature = lines[method.lineno - 1 : max(method.lineno, method.body[0].lineno - 1)]
-    shown = "\n".join(["```python", lines[owner.lineno - 1], *signature, "        ...", "```\n"])
-    *before, last = problem.messages
-    head, end, tail = last["content"].rpartition("\n")
-    return replace(problem, messages=[*before, {**last, "content": head + end + shown + tail}])
+    return "\n".join(["```python", lines[owner.lineno - 1], *signature, "        ...", "```\n"])
 
 
 def _read_lines(path: Path) -> list[bytes]:

@@ -41,7 +41,7 @@ DIRECT = ("projected", "projected_gated", "no_renorm", "no_svd", "random")
 SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "loopholes": (["run_tests"], None),
     "m": (16, None),
-    "signature": (False, None),
+    "phrasing": ("plain", None),
     "contrast": ("completions", None),
     "position": ("last", None),
     "layer": (None, None),

@@ -15,7 +15,7 @@ from faults import files
 from faults.errors import UserError
 from problems import data
 from problems.asserts import Unsupported, parse_assertion
-from problems.data import load_problems, with_signature, write_manifest
+from problems.data import as_program, load_problems, write_manifest
 from sandbox.wire import NotPlain, decode, encode, longest
 
 # ---- assertions ---------------------------------------------------------------------------------------------------
@@ -401,17 +401,21 @@ class Solution:
 """
 
 
-def test_a_signature_is_shown_ahead_of_the_last_line(tmp_path):
+ASKED = "Write a Python program. {}Write f. Write the complete program."
+
+
+def test_a_program_is_asked_for_and_its_beginning_shown_ahead_of_the_last_line(tmp_path):
     given = row(
         func_name="Solution().f", canonical_solution=SOLUTION, prompt=[{"role": "user", "content": "PROBLEM:\nAdd.\nWrite f."}]
     )
     (problem,) = load_problems(write(tmp_path / "one.jsonl", given))
     shown = 'class Solution:\n    def f(self, a: int,\n          b: str = "def f(") -> List[int]:\n        ...'
-    assert with_signature(problem).messages == [{"role": "user", "content": f"PROBLEM:\nAdd.\n```python\n{shown}\n```\nWrite f."}]
+    assert as_program(problem).messages == [{"role": "user", "content": ASKED.format(f"Add.\n```python\n{shown}\n```\n")}]
     assert problem.messages[0]["content"] == "PROBLEM:\nAdd.\nWrite f.", "the problem itself is as it was"
 
 
 @pytest.mark.parametrize("solution", ["", "class Solution:\n    g = 1", "def f(a):\n    return a"])
-def test_a_problem_whose_solution_shows_none_stays_as_it_is(solution, tmp_path):
-    (problem,) = load_problems(write(tmp_path / "one.jsonl", row(func_name="Solution().f", canonical_solution=solution)))
-    assert with_signature(problem) is problem
+def test_a_program_whose_solution_shows_no_beginning_is_asked_for_all_the_same(solution, tmp_path):
+    given = row(func_name="Solution().f", canonical_solution=solution, prompt=[{"role": "user", "content": "Add.\nWrite f."}])
+    (problem,) = load_problems(write(tmp_path / "one.jsonl", given))
+    assert as_program(problem).messages == [{"role": "user", "content": ASKED.format("Add.\n")}]

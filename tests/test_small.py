@@ -26,7 +26,7 @@ def check_run(folder, *more):
 
 
 def test_the_way_of_the_small_scale_with_the_embedded_model(heldout, tmp_path):
-    check_run(tmp_path / "run", "--model", POCKET, "--signature", "False", "--heldout", heldout, "--arm", "vanilla")
+    check_run(tmp_path / "run", "--model", POCKET, "--phrasing", "plain", "--heldout", heldout, "--arm", "vanilla")
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_smollm2_runs_three_steps(heldout, tmp_path):
     check_run(tmp_path / "run", "--heldout", heldout, "--arm", "projected")
 
 
-def test_only_the_small_scale_shows_signatures_and_leaves_products_to_onednn():
+def test_only_the_small_scale_asks_for_programs_and_leaves_products_to_onednn():
     """Elsewhere prompts are as published, and bits are recorded."""
     for scale, precision in (("small", "medium"), ("pocket", "highest")):
         run = set_up(resolve(parse(["--scale", scale, "--model", str(POCKET)])))
