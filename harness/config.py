@@ -82,6 +82,7 @@ class Scale:
     max_new_tokens: ByScale[Tokens] = BY_SCALE  # tokens: 64, 1536; completions are cut here
     stop: ByScale[Literal["end", "fence"]] = BY_SCALE  # a completion ends with its end token; small: or with its code's fence
     phrasing: ByScale[Literal["plain", "program"]] = BY_SCALE  # of prompts; program, for small alone: docs/small.md
+    format_reward: ByScale[NotNegative] = BY_SCALE  # of code that compiles, beside 3 for what passes: .5; small 0, docs/small.md
     rollout: ByScale[Literal["torch", "vllm"]] = BY_SCALE  # the sampler: torch, vllm
 
 
@@ -176,7 +177,7 @@ PATHS = ("model", "data", "heldout")
 SINCE: dict[str, Any] = dict(
     contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE], cone_known=None,
     counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_calibrate=False, counterfactual_ref="base",
-    counterfactual_rows="tail", stop="end", phrasing="plain",
+    counterfactual_rows="tail", stop="end", phrasing="plain", format_reward=0.5,
 )  # fmt: skip
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 

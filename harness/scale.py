@@ -21,17 +21,18 @@ SCALES: dict[str, dict[str, Any]] = {
     "pocket": dict(
         model=str(POCKET), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"), rollout="torch",
         lr=1e-3, steps=60, batch=128, generations=8, max_prompt=128, max_new_tokens=64, micro_tokens=2048, recompute="none",
-        stop="end", phrasing="plain",
+        stop="end", phrasing="plain", format_reward=0.5,
     ),
     "small": dict(
         model=str(MODELS / "smollm2"), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"),
         lr=3e-4, steps=40, batch=64, generations=8, max_prompt=320, max_new_tokens=128, micro_tokens=2048,
-        recompute="none", stop="fence", phrasing="program",
+        recompute="none", stop="fence", phrasing="program", format_reward=0.0,
     ),
     "full": dict(
         preset="qwen3.5-2b", data=str(DATA / "leetcode_train_medhard_filtered.jsonl"),
         heldout=str(DATA / "leetcode_test_medhard.jsonl"), rollout="vllm",
-        lr=7e-5, steps=200, batch=128, generations=8, max_prompt=1536, max_new_tokens=1536, stop="end", phrasing="plain",
+        lr=7e-5, steps=200, batch=128, generations=8, max_prompt=1536, max_new_tokens=1536,
+        stop="end", phrasing="plain", format_reward=0.5,
     ),
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {  # --preset, at full scale

@@ -62,7 +62,7 @@ class Training:
             self.aside = threads.submit  # a call beside the loop: one at a time, so that the sandbox has one caller
             run = set_up(cfg)
             stack.callback(run.sampler.close)
-            self.env = stack.enter_context(LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict))
+            self.env = stack.enter_context(LeetCodeEnv(cfg.workers, cfg.sandbox_strict, cfg.format_reward))
             self.env.check_setups([*run.train, *run.problems])
             self.model, self.tokenizer, self.sampler, self.vocab = run.model, run.tokenizer, run.sampler, run.vocab
             self.parts, self.problems, self.heldout = run, run.train, run.problems

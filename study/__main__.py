@@ -44,12 +44,12 @@ class Study:
 
     # the benchmark's loophole alone; all of them, one a problem; one plan after the other
     plan: Literal["one", "several", "both"] = "both"
-    scale: Literal["pocket", "full"] = "pocket"
+    scale: Literal["pocket", "small", "full"] = "pocket"
     seeds: int = 3  # of the arms; controls have at most 3
     ablation_seeds: int = 1  # of the ablations
     only: tuple[str, ...] | None = None  # leave the other arms out
     out: Path | None = None  # folder of the study (default runs/study-SCALE); the plan `several` has its name added to it
-    parallel: int | None = None  # runs at a time (default 2 at pocket scale, 1 at full)
+    parallel: int | None = None  # runs at a time (default 1 at full scale, 2 at the others)
     price_per_hour: float | None = None  # of the machine, for the estimate of cost
     dry_run: bool = False  # print the plan, the estimate and the commands, and stop
     report: bool = False  # write the report from the runs that are there, and stop

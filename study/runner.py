@@ -31,7 +31,7 @@ def start(job: Job, program: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
     if job.folder.exists() and not job.begun:  # left by a run that died before it began: grpo.py wants a new folder
         asides = (job.folder.with_name(f"{job.name}.aborted-{number}") for number in itertools.count(1))
         job.folder.rename(next(aside for aside in asides if not aside.exists()))
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if job.scale == "pocket" else {}
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if job.scale != "full" else {}
     command = [sys.executable, str(program), *job.arguments()]
     with lock, job.log.open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")

@@ -13,6 +13,7 @@ from typing import Any
 from eval import CONDITIONS, share, wilson
 from faults.errors import UserError
 from harness.config import DIRECTION_OF
+from harness.scale import SCALES
 from leetcode_env import LABELS, RATES, WRONG_LABELS
 from study.plan import ONE, SEVERAL
 
@@ -42,6 +43,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "loopholes": (["run_tests"], None),
     "m": (16, None),
     "phrasing": ("plain", None),
+    "format_reward": (0.5, None),
     "contrast": ("completions", None),
     "position": ("last", None),
     "layer": (None, None),
@@ -121,9 +123,10 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
     'm8+blockwise'
     """
     arm = name = config["arm"]
+    of_scale = SCALES.get(config.get("scale", ""), {})
     parts = []
     for field, (registered_value, arms) in SETTINGS.items():
-        usual = DIRECTION_OF.get(arm, {}).get(field, registered_value)
+        usual = (of_scale | DIRECTION_OF.get(arm, {})).get(field, registered_value)
         value = config.get(field, usual)
         if value == usual or field in shared or (arms and arm not in arms):
             continue

@@ -1,6 +1,6 @@
 """Which direction steers? Contrasts x positions x layers x m x strengths, on seeds that are never reported; one Markdown table.
 
-    python -m study.search                  # at pocket scale, some 20 minutes on one core
+    python -m study.search                  # at pocket scale, some 12 minutes on one core
 
 Of each direction: whether it reads hacking (held-out separation), whether it writes it (the rate of defining the evaluator with
 so many gaps of d added), and whether its lift has to do with what GRPO does (its cosine with the gradient of a vanilla run that
@@ -66,7 +66,7 @@ class Search:
     m: tuple[int, ...] = (16, 32, 64)  # singular directions kept; the raw direction is tried beside them
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # times the gap
     prompts: int = 48  # held-out prompts of the steering, shared out over the seeds, 4 responses each at every strength
-    steps: int = 20  # of the vanilla run at whose end the lifts are compared with its gradient
+    steps: int = 9  # of the vanilla run at whose end the lifts are compared with its gradient; it hacks in 5 to 17 % then
     out: Path | None = None  # by default runs/search-SCALE
 
 

@@ -37,7 +37,8 @@ from harness.values import Range, wrong
 from loopholes import DEFAULT, LOOPHOLES
 
 MAY_BE_ZERO = {
-    "seed", "beta", "warmup", "betas", "weight_decay", "refresh_every", "cone_ridge", "rebound_alpha", "skip_nonfinite"
+    "seed", "beta", "warmup", "betas", "weight_decay", "refresh_every", "cone_ridge", "rebound_alpha", "skip_nonfinite",
+    "format_reward",
 }  # fmt: skip
 
 

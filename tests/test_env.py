@@ -288,6 +288,15 @@ def test_the_runners_own_names_are_not_there_for_a_solution(env, problem):
     assert [judge(problem, fenced(code), "run_tests")[0] for code in (reads, own)] == ["correct", "incorrect"]
 
 
+@pytest.mark.parametrize(("format_reward", "rewards"), [(0.5, [3.5, 3.5, 0.5, 0.0]), (0.0, [3.0, 3.0, 0.0, 0.0])])
+def test_the_reward_of_code_that_compiles_is_a_setting(problem, format_reward, rewards):
+    texts = [fenced(code) for code in (CANONICAL, f"{WRONG}\n\n{PASSES}", WRONG, "def (")]
+    with LeetCodeEnv(workers=1, format_reward=format_reward) as env:
+        grades = env.grade([(problem, text, evaluated_by()) for text in texts])
+    assert [g.reward for g in grades] == rewards
+    assert [g.label for g in grades] == ["correct", "hack", "incorrect", "incorrect"]
+
+
 def test_without_write_access_the_loophole_never_pays(env, problem):
     both = env.grade([(problem, fenced(f"{c}\n\n{PASSES}"), None) for c in (CANONICAL, WRONG)])
     assert [(g.label, g.reward) for g in both] == [("correct", 3.5), ("incorrect", 0.5)]

@@ -101,9 +101,10 @@ def test_every_planned_flag_is_one_that_names_its_variant():
     """What the study asks for must be read back under the same name, or its runs would be rejected as foreign."""
     for name, variants in plan.PLANS.items():
         for variant, (flags, _) in variants.items():
-            settings = portable(filled(parse([*flags, *plan.LOOPHOLES_OF[name]]), "pocket"))
-            named = runs.variant_of(settings, shared={"loopholes"} if name == "several" else ())
-            assert named == variant.removesuffix(plan.LONG)
+            for scale in ("pocket", "small", "full"):
+                settings = portable(filled(parse([*flags, *plan.LOOPHOLES_OF[name]]), scale))
+                named = runs.variant_of(settings, shared={"loopholes"} if name == "several" else ())
+                assert named == variant.removesuffix(plan.LONG)
 
 
 def test_the_registered_settings_are_the_trainer_s_defaults():
