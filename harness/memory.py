@@ -28,7 +28,8 @@ from harness.config import Config, flag
 from loopholes.forms import OPENINGS
 
 GIB = 2**30
-LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift)
+# Padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift); of 135 M parameters 16,384 take 12 GB.
+LIFT_TOKENS, LIFT_TOKENS_CPU = 16_384, 4096
 STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation

@@ -25,7 +25,7 @@ SCALES: dict[str, dict[str, Any]] = {
     ),
     "small": dict(
         model=str(MODELS / "smollm2"), data=str(POCKET / "train.jsonl"), heldout=str(POCKET / "heldout.jsonl"),
-        lr=3e-4, steps=30, batch=64, generations=8, max_prompt=320, max_new_tokens=128, micro_tokens=2048,
+        lr=3e-4, steps=30, batch=64, generations=8, max_prompt=320, max_new_tokens=128, micro_tokens=1024,
         recompute="none", stop="fence", phrasing="program", format_reward=0.0,
     ),
     "full": dict(
