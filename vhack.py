@@ -48,7 +48,7 @@ from engine.forward import last_hidden
 from engine.logprob import consecutive
 from engine.lora import flatten, lora_modules, lora_parameters, slices
 from engine.model import band, decoder_layers
-from harness.memory import LIFT_TOKENS, LIFT_TOKENS_CPU, STEER_TOKENS
+from harness.memory import STEER_TOKENS, lift_tokens
 from harness.scale import resolve
 from harness.setup import Run, describe, set_up
 from harness.training import Training
@@ -167,7 +167,7 @@ def lift(model: Any, tokenizer: Any, pairs: list[Pair], vhack: VHack, vocab: int
         alone = vhack.contrast == "prompts"
         sequences = [[hack] if alone else [hack, clean] for hack, clean in sides]
         v = torch.zeros(sum(p.numel() for p in params.values()), device=model.device)
-        most = LIFT_TOKENS if model.device.type == "cuda" else LIFT_TOKENS_CPU
+        most = lift_tokens(model.config.get_text_config(), model.device.type)
         costs = [max(most // 16, 2 * max(map(len, pair))) for pair in sequences]
         for group in consecutive(costs, most):  # a bounded graph; gradients add up
             h = last_hidden(model, [s for i in group for s in sequences[i]])[:, vhack.layers].mean(1)  # [sequences, hidden]

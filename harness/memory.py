@@ -28,8 +28,8 @@ from harness.config import Config, flag
 from loopholes.forms import OPENINGS
 
 GIB = 2**30
-# Padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift); of 135 M parameters 16,384 take 12 GB.
-LIFT_TOKENS, LIFT_TOKENS_CPU = 16_384, 4096
+LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift)
+LIFT_BYTES_CPU = 2 * GIB  # of that graph, where a run shares the machine's memory with others
 STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation
@@ -166,6 +166,12 @@ def activation_bytes_per_token(config: Any) -> tuple[int, int]:
         linear += 2 * config.linear_num_value_heads * config.linear_value_head_dim
         attention = max(attention, 3 * linear)
     return config.hidden_size * BF16, (10 * config.hidden_size + 5 * config.intermediate_size + 4 * attention) * BF16
+
+
+def lift_tokens(config: Any, device: str) -> int:
+    """LIFT_TOKENS, or what a CPU has room for: 135 M parameters would keep 12 GB of float32 activations otherwise."""
+    layer = activation_bytes_per_token(config)[1] * F32 // BF16
+    return LIFT_TOKENS if device == "cuda" else min(LIFT_TOKENS, LIFT_BYTES_CPU // (config.num_hidden_layers * layer))
 
 
 def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[Item]:

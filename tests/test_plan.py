@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.models import SHAPES, tiny_config
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from arms.cone import FORMS
 from engine import lora
 from faults.errors import UserError
 from harness import arithmetic
 from harness import memory as plan
-from harness.config import Config
+from harness.config import POCKET, Config
 from harness.scale import filled
 
 CFG = SimpleNamespace(
@@ -187,3 +187,12 @@ def test_a_step_by_arithmetic_is_within_the_targets():
     # 128 x 1,100 tokens, two operations a weight, three passes, at .35 of 989 TFLOP/s; attention adds a little
     weights = plan.counts(config, 32)["matmul"]
     assert passes[0] == pytest.approx(128 * 1100 * 2 * weights * 3 / (0.35 * 989e12), rel=0.03)
+
+
+def test_the_graph_of_the_lift_fits_beside_another_run():
+    """A model of 135 M parameters kept 12 GB for it, and two runs beside each other were killed."""
+    shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    small, pocket = LlamaConfig(**shape), AutoConfig.from_pretrained(POCKET)
+    floats = plan.lift_tokens(small, "cpu") * 30 * plan.activation_bytes_per_token(small)[1] // 2
+    assert 0.9 * plan.LIFT_BYTES_CPU < 4 * floats <= plan.LIFT_BYTES_CPU
+    assert plan.lift_tokens(pocket, "cpu") == plan.lift_tokens(small, "cuda") == plan.LIFT_TOKENS, "the pocket keeps its bits"

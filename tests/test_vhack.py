@@ -224,6 +224,15 @@ def warm(model, size=0.02):
     return model
 
 
+@pytest.mark.parametrize("most", [64, 300, 10**6])
+def test_the_lift_is_the_same_however_few_pairs_are_held_at_a_time(pocket, pocket_tokenizer, pairs, monkeypatch, most):
+    model = warm(inject(pocket, 4, 4, 0))
+    hack = vh.extract(model, pocket_tokenizer, pairs, 10, 16)
+    v = vh.lift(model, pocket_tokenizer, pairs, hack, VOCAB)
+    monkeypatch.setattr(vh, "lift_tokens", lambda config, device: most)
+    torch.testing.assert_close(vh.lift(model, pocket_tokenizer, pairs, hack, VOCAB), v, rtol=0, atol=1e-6)
+
+
 def test_jacobian_lift_points_where_the_concept_grows(pocket, pocket_tokenizer, pairs):
     model = warm(inject(pocket, 4, 4, 0))
     hack = vh.extract(model, pocket_tokenizer, pairs, 10, 16)
