@@ -93,7 +93,7 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
     vocab = vocabulary(model, tokenizer)
     stop = stop_of(cfg.stop, tokenizer, vocab)
     if cfg.rollout == "torch":
-        rows = cfg.batch if model.device.type == "cuda" else 256  # on a card as planned
+        rows = 256 if cfg.scale == "pocket" else cfg.batch  # evaluations draw more than a step does: what a step has room for
         return TorchSampler(model, tokenizer, max_rows=rows, stop=stop)
     from engine.vllm_sampler import VLLMSampler
 
