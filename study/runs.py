@@ -123,7 +123,7 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
     'm8+blockwise'
     """
     arm = name = config["arm"]
-    of_scale = SCALES.get(config.get("scale", ""), {})
+    of_scale = SCALES.get(str(config.get("scale")), {})
     parts = []
     for field, (registered_value, arms) in SETTINGS.items():
         usual = (of_scale | DIRECTION_OF.get(arm, {})).get(field, registered_value)
