@@ -67,7 +67,7 @@ def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
 def as_program(problem: Problem) -> Problem:
     """The problem, whose prompt asks for a program and shows, ahead of its last line, how the solution begins.
 
-    A model that was never shown the task forgets the class, and answers in prose (docs/small.md: what each of the three does)."""
+    A model that was never shown the task forgets the class, and answers in prose (docs/small.md)."""
     *before, last = problem.messages
     head, end, tail = last["content"].removeprefix("PROBLEM:\n").rpartition("\n")
     content = f"Write a Python program. {head}{end}{_beginning(problem)}{tail} Write the complete program."

@@ -123,10 +123,10 @@ def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
     'm8+blockwise'
     """
     arm = name = config["arm"]
-    of_scale = SCALES.get(str(config.get("scale")), {})
+    of_its_own = SCALES.get(str(config.get("scale")), {}) | DIRECTION_OF.get(arm, {})
     parts = []
     for field, (registered_value, arms) in SETTINGS.items():
-        usual = (of_scale | DIRECTION_OF.get(arm, {})).get(field, registered_value)
+        usual = of_its_own.get(field, registered_value)
         value = config.get(field, usual)
         if value == usual or field in shared or (arms and arm not in arms):
             continue

@@ -109,7 +109,7 @@ def trained(run: Run, folder: Path) -> Tensor:
         seed=sampling_seed(cfg.steps, cfg, 0, 1),
     )  # fmt: skip
     run.sampler.sleep()
-    with LeetCodeEnv(workers=cfg.workers) as env:
+    with LeetCodeEnv(cfg.workers, format_reward=cfg.format_reward) as env:
         each = [p for p in problems for _ in range(cfg.generations)]
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
         grades = env.grade([(p, text, evaluated_by()) for p, text in zip(each, texts, strict=True)])

@@ -28,6 +28,9 @@ def check_run(folder, *more):
 
 def test_the_way_of_the_small_scale_with_the_embedded_model(heldout, tmp_path):
     check_run(tmp_path / "run", "--model", POCKET, "--phrasing", "plain", "--heldout", heldout, "--arm", "vanilla")
+    for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
+        paid = sum(line["labels"][label] for label in ("correct", "correct_attempted", "hack"))
+        assert line["reward"] == pytest.approx(3 * paid / 8), "paid for what passes alone"
 
 
 @pytest.mark.slow
@@ -44,3 +47,6 @@ def test_only_the_small_scale_asks_for_programs_and_leaves_products_to_onednn():
         shown = [f"def {p.method}(self, xs):\n" in p.messages[-1]["content"] for p in run.train + run.problems]
         assert all(shown) if scale == "small" else not any(shown)
         assert torch.get_float32_matmul_precision() == precision
+        assert run.sampler.max_rows == (run.cfg.batch if scale == "small" else 256), (
+            "what an evaluation of a real model has room for"
+        )
