@@ -87,6 +87,12 @@ def model_at_hand(model: str) -> bool:
     return False
 
 
+def require_weights(scale: str) -> None:
+    """Raises UserError where the small scale's own model has not been fetched."""
+    if scale == "small" and not model_at_hand(SCALES[scale]["model"]):
+        raise UserError(f"{SCALES[scale]['model']} is not there: fetch it first, with python -m engine.fetch_model smollm2")
+
+
 def resolve(cfg: Config) -> Config:
     """The config with every None filled in by the scale, which a line on stderr gives the reason for.
 
@@ -94,8 +100,8 @@ def resolve(cfg: Config) -> Config:
     scale, why = "full", "a dry run needs nothing of it"
     if cfg.scale in ("pocket", "small"):
         scale, why = cfg.scale, "asked for"
-        if scale == "small" and cfg.model is None and not model_at_hand(SCALES[scale]["model"]):
-            raise UserError(f"{SCALES[scale]['model']} is not there: fetch it first, with python -m engine.fetch_model smollm2")
+        if cfg.model is None:
+            require_weights(scale)
     elif not cfg.dry_run:
         missing = missing_for_full(filled(cfg, "full"))
         if cfg.scale == "full" and "a CUDA card" in missing:

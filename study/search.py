@@ -1,6 +1,7 @@
 """Which direction steers? Contrasts x positions x layers x m x strengths, on seeds that are never reported; one Markdown table.
 
     python -m study.search                  # at pocket scale, some 12 minutes on one core
+    python -m study.search --scale small --seeds 100 --positions last code --layers 20 30 --strengths 1 2 --prompts 24
 
 Of each direction: whether it reads hacking (held-out separation), whether it writes it (the rate of defining the evaluator with
 so many gaps of d added), and whether its lift has to do with what GRPO does (its cosine with the gradient of a vanilla run that
@@ -38,7 +39,7 @@ from engine.model import decode, decoder_layers, encode_prompt
 from faults.files import locked, write_atomic, write_json
 from harness.config import Config, Range, flag
 from harness.memory import STEER_TOKENS, model_config
-from harness.scale import filled
+from harness.scale import filled, require_weights
 from harness.schedule import batch_problems, sampling_seed
 from harness.setup import Run, hashes, open_run
 from leetcode_env import LeetCodeEnv, render_messages
@@ -60,7 +61,10 @@ Cell = dict[str, Any]  # one direction of one seed
 class Search:
     """What is tried."""
 
-    scale: Literal["pocket", "full"] = "pocket"
+    scale: Literal["pocket", "small", "full"] = "pocket"
+    contrasts: tuple[Literal["completions", "prompts"], ...] = ("completions", "prompts")  # what the sides of a pair differ in
+    # whose state is read: that of the last token of one of these
+    positions: tuple[Literal["prompt", "code", "branch", "last"], ...] = ("prompt", "code", "branch", "last")
     seeds: tuple[int, ...] = (100, 101, 102, 103)  # of pairs, adapter and sampling; from 100 on
     layers: tuple[int, ...] = ()  # counted from 1; by default the four quarters of depth
     m: tuple[int, ...] = (16, 32, 64)  # singular directions kept; the raw direction is tried beside them
@@ -68,6 +72,11 @@ class Search:
     prompts: int = 48  # held-out prompts of the steering, shared out over the seeds, 4 responses each at every strength
     steps: int = 9  # of the vanilla run at whose end the lifts are compared with its gradient; it hacks in 5 to 12 % then
     out: Path | None = None  # by default runs/search-SCALE
+
+    @property
+    def readings(self) -> list[tuple[str, str]]:
+        """Those of READINGS that are asked for."""
+        return [(c, p) for c, p in READINGS if c in self.contrasts and p in self.positions]
 
 
 def check_options(options: Search) -> None:
@@ -77,10 +86,13 @@ def check_options(options: Search) -> None:
         values = values if isinstance(values, tuple) else (values,)
         if wrong := [x for x in values if not allowed.holds(x)]:
             raise UserError(f"{flag(name)} must be {allowed}, not {wrong[0]}")
-        if not values and name != "layers":
-            raise UserError(f"{flag(name)} names nothing")
+    if empty := [name for name in (*MOST, "contrasts", "positions") if name != "layers" and getattr(options, name) == ()]:
+        raise UserError(f"{flag(empty[0])} names nothing")
+    if not options.readings:
+        raise UserError(f"up to --positions {' '.join(options.positions)} two completions are the same: add --contrasts prompts")
     if options.prompts < len(options.seeds):
         raise UserError(f"--prompts {options.prompts} cannot be shared out over {len(options.seeds)} seeds")
+    require_weights(options.scale)
     config = model_config(str(filled(Config(), options.scale).model))
     for name, most, what in (("layers", config.num_hidden_layers, "depth"), ("m", config.hidden_size, "width")):
         if wrong := [x for x in getattr(options, name) if x > most]:
@@ -141,7 +153,7 @@ def directions(run: Run, pairs: list[Pair], contrast: str, position: str, option
 
 def search_seed(seed: int, options: Search, out: Path) -> None:
     """A file of cells in `out` for each reading of this seed, where there is none yet."""
-    left = [reading for reading in READINGS if not _file(out, seed, *reading).exists()]
+    left = [reading for reading in options.readings if not _file(out, seed, *reading).exists()]
     if not left:
         return
     run = begun(seed, options, out)
@@ -236,7 +248,8 @@ def main(argv: list[str] | None = None) -> None:
         _keep_to_one(out / "search.json", json.loads(json.dumps(about)))
         for seed in options.seeds:
             search_seed(seed, options, out)
-        cells = [cell for seed in options.seeds for r in READINGS for cell in json.loads(_file(out, seed, *r).read_text())]
+        files = [_file(out, seed, *reading) for seed in options.seeds for reading in options.readings]
+        cells = [cell for file in files for cell in json.loads(file.read_text())]
         rows = pooled(cells)
         text = f"{table(rows, options.strengths)}\n\n{chosen(rows)}\n"
         write_atomic(out / "search.md", text.encode())

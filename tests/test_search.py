@@ -12,7 +12,8 @@ from harness.scale import filled
 from harness.setup import set_up
 from study import search
 
-ARGUMENTS = ["--seeds", "100", "--layers", "4", "--m", "64", "--strengths", "1", "--prompts", "2", "--steps", "1"]
+ARGUMENTS = ["--seeds", "100", "--layers", "4", "--m", "64", "--strengths", "1", "--prompts", "2", "--positions", "last", "code",
+             "--steps", "1"]  # fmt: skip
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def tiny(monkeypatch, tmp_path):
 def test_it_goes_on_where_it_stopped_and_leaves_the_same_table(tiny, monkeypatch, capsys):
     assert search.main([*ARGUMENTS, "--out", str(tiny)]) == 0
     text = (tiny / "search.md").read_text()
-    assert text in capsys.readouterr().out and text.count("\n| ") == 1 + 2 * len(search.READINGS)
+    assert text in capsys.readouterr().out and text.count("\n| ") == 1 + 2 * 3
     trained = []
     monkeypatch.setattr(search.grpo, "train", trained.append)
     (tiny / "seed100-prompts-code.json").unlink()
@@ -59,6 +60,25 @@ def test_its_directions_are_those_that_a_run_extracts(reading, tmp_path):
         assert (of.d - same.d).abs().max() < 1e-6 and of.gap == pytest.approx(same.gap)
         assert (of.accuracy, of.best_layer, of.pairs) == (same.accuracy, same.best_layer, same.pairs)
         assert of.survived == pytest.approx(same.survived) and (of.contrast, of.position) == reading
+
+
+def test_readings_can_be_chosen():
+    assert search.Search().readings == list(search.READINGS)
+    assert search.Search(positions=("last", "code")).readings == [
+        ("completions", "last"),
+        ("prompts", "code"),
+        ("prompts", "last"),
+    ]
+    assert search.Search(contrasts=("completions",)).readings == [("completions", "branch"), ("completions", "last")]
+
+
+def test_weights_that_are_not_fetched_are_one_line(monkeypatch, tmp_path, capsys):
+    from harness import scale
+
+    monkeypatch.setitem(scale.SCALES["small"], "model", str(tmp_path / "smollm2"))
+    assert search.main(["--scale", "small", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "python -m engine.fetch_model smollm2" in error and not (tmp_path / "out").exists()
 
 
 def cell(seed, rates, n=100, m=64, survived=0.8, cos=0.5):
@@ -93,6 +113,8 @@ def test_the_table_by_hand():
         ("--prompts 2", "cannot be shared out over 4 seeds"),
         ("--layers 9", "--layers must lie between 1 and the model's depth 4, not 9"),
         ("--m 16 129", "--m must lie between 1 and the model's width 128, not 129"),
+        ("--contrasts completions --positions code prompt", "add --contrasts prompts"),
+        ("--contrasts", "--contrasts names nothing"),
         ("--nonsense", "--nonsense"),
     ],
 )
