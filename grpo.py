@@ -216,9 +216,8 @@ def train(cfg: Config) -> Path:
                             model, run.tokenizer, rollouts, told, contexts, step, cfg, run.vocab, ranks.part, ranks.rows
                         )
                     elif tails:
-                        target.v, odds = joined_rows(
-                            model, spread(tails, cfg.cone_n), run.vocab, ranks.part, ranks.rows
-                        )  # [n, P]
+                        seen = spread(tails, cfg.cone_n)
+                        target.v, odds = joined_rows(model, seen, cfg.micro_tokens, run.vocab, ranks.part, ranks.rows)  # [n, P]
                     v = target.v  # [P], or [n, P]
 
                     # --- how much of g points hack-ward; g' without that part, at the magnitude of g; g where it points away

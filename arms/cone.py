@@ -31,6 +31,7 @@ from loopholes.forms import OPENINGS, at
 from loopholes.syntax import Source
 
 FENCE = "\n```"
+MOST_TOKENS = 8192  # padded ones of the rows that go through the model together, see `joined_rows`
 FORMS = OPENINGS["run_tests"]["after"]
 
 
@@ -131,7 +132,7 @@ def nonhack_contrasts(tokenizer: Any, contexts: Sequence[Context]) -> list[Contr
     return rows
 
 
-def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int = 8192) -> tuple[Tensor, Tensor]:
+def contrast_rows(model: Any, rows: list[Contrast], vocab: int, max_tokens: int = MOST_TOKENS) -> tuple[Tensor, Tensor]:
     """(J [n, P], f [n]): gradients at the current parameters, not normalised, and the log-odds themselves.
 
     Many rows in one backward pass, of at most max_tokens padded tokens: `lora.per_example` keeps them apart."""
@@ -193,12 +194,19 @@ def cone_rows(
         rows = nonhack_contrasts(tokenizer, contexts)
     else:
         rows = hack_contrasts(tokenizer, contexts, joined=not cfg.cone_split)
-    return joined_rows(model, rows, vocab, part, joined)
+    return joined_rows(model, rows, cfg.micro_tokens, vocab, part, joined)
 
 
 def joined_rows(
-    model: Any, rows: list[Contrast], vocab: int, part: Callable[[list], list], joined: Callable[[Tensor], Tensor]
+    model: Any,
+    rows: list[Contrast],
+    micro_tokens: int,
+    vocab: int,
+    part: Callable[[list], list],
+    joined: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, float | None]:
-    """(J [n, P], mean f) of rows that every rank has, each made by one of the ranks."""
-    J, f = map(joined, contrast_rows(model, part(rows), vocab))
+    """(J [n, P], mean f) of rows that every rank has, each made by one of the ranks.
+
+    Four micro-batches' tokens at a time, for branches share their context: what --micro-tokens spares is spared here too."""
+    J, f = map(joined, contrast_rows(model, part(rows), vocab, min(MOST_TOKENS, 4 * micro_tokens)))
     return J, f.mean().item() if rows else None

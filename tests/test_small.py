@@ -8,7 +8,7 @@ from support.runs import grpo
 
 from harness.config import POCKET, parse
 from harness.scale import SCALES, model_at_hand, resolve
-from harness.setup import set_up
+from harness.setup import keeps_float32, set_up
 
 FEW = (
     "--scale", "small", "--steps", 3, "--batch", 8, "--generations", 4, "--pairs", 30, "--pairs-heldout", 10, "--eval-samples", 1,
@@ -40,9 +40,23 @@ def test_smollm2_runs_three_steps(heldout, tmp_path):
     check_run(tmp_path / "run", "--heldout", heldout, "--arm", "projected", "--format-reward", "0.5", "--layer", 22)
 
 
+@pytest.mark.parametrize(
+    "here, keeps",
+    [
+        (dict(architecture="x86_64", amx_bf16=False), True),
+        (dict(architecture="x86_64", amx_bf16=True), False),
+        (dict(architecture="aarch64", bf16=True), False),
+    ],
+)
+def test_float32_is_multiplied_as_float32_on_any_processor(here, keeps, monkeypatch):
+    """PyTorch's "medium" lets oneDNN take bf16, which it does where a processor has units for it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: here)
+    assert keeps_float32() == keeps
+
+
 def test_only_the_small_scale_asks_for_programs_and_leaves_products_to_onednn():
     """Elsewhere prompts are as published, and bits are recorded."""
-    for scale, precision in (("small", "medium"), ("pocket", "highest")):
+    for scale, precision in (("small", "medium" if keeps_float32() else "highest"), ("pocket", "highest")):
         run = set_up(resolve(parse(["--scale", scale, "--model", str(POCKET)])))
         shown = [f"def {p.method}(self, xs):\n" in p.messages[-1]["content"] for p in run.train + run.problems]
         assert all(shown) if scale == "small" else not any(shown)

@@ -27,6 +27,7 @@ from arms.cone import (
     contrast,
     contrast_rows,
     hack_contrasts,
+    joined_rows,
     nonhack_contrasts,
 )
 from engine.lora import flatten, flatten_params, inject, lora_parameters, slices, write_params
@@ -299,6 +300,20 @@ def test_contrast_rows_equal_one_backward_each(pocket, pocket_tokenizer):
         grads = torch.autograd.grad(value, list(params.values()))
         assert f[i].item() == pytest.approx(value.item(), abs=1e-3)
         torch.testing.assert_close(J[i], torch.cat([g.flatten() for g in grads]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("micro_tokens, most", [(1024, 4096), (2048, 8192), (16_384, 8192)])
+def test_rows_hold_four_micro_batches_at_most(micro_tokens, most, monkeypatch):
+    """A small --micro-tokens bounds their graph too, which otherwise is the largest thing in a run of a real model on a CPU."""
+    asked = []
+
+    def rows(model, rows, vocab, max_tokens):
+        asked.append(max_tokens)
+        return torch.zeros(0, 4), torch.zeros(0)
+
+    monkeypatch.setattr("arms.cone.contrast_rows", rows)
+    J, odds = joined_rows(None, [], micro_tokens, VOCAB, lambda x: x, lambda x: x)
+    assert asked == [most] and J.shape == (0, 4) and odds is None
 
 
 def test_contexts_come_from_clean_responses_two_a_prompt(pocket_tokenizer):
