@@ -42,19 +42,19 @@ class Tree:
         self.branch: list[int] = []
         self.forks: list[int] = []
         self.paths: dict[int, list[int]] = {}  # sequence's number -> the columns of its tokens
-        self._child: dict[tuple[int, int], int] = {}  # (column, token) -> column of that token after it
+        self.child: dict[tuple[int, int], int] = {}  # while it grows: (column, token) -> column of that token after it
 
     def grow(self, number: int, ids: list[int]) -> None:
         """Takes in one more sequence."""
         column, path = -1, []
         for token in ids:
-            if (child := self._child.get((column, token))) is None:
+            if (child := self.child.get((column, token))) is None:
                 break
             column = child
             path.append(column)
         self.forks.append(column)
         for token in ids[len(path) :]:
-            self._child[column, token] = column = len(self.ids)
+            self.child[column, token] = column = len(self.ids)
             self.ids.append(token)
             self.positions.append(len(path))
             self.branch.append(len(self.forks) - 1)
@@ -80,6 +80,7 @@ def trees(model: Any, sequences: Sequence[Marked], groups: Sequence[list[int]]) 
             grown.append(Tree(k))
             for i in members:
                 grown[-1].grow(i, sequences[i][0])
+            grown[-1].child.clear()  # half of what a tree holds, and it grows no further
     return grown
 
 
