@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from engine.sampler import Rollout
 from leetcode_env import parse_response
 from loopholes import DEFAULT, LOOPHOLES
 from loopholes.evaluator import TRAIN_EVALUATOR
-from loopholes.forms import OPENINGS, at
+from loopholes.forms import ELSEWHERE, OPENINGS, at
 from loopholes.syntax import Source
 
 FENCE = "\n```"
@@ -78,13 +78,19 @@ def contrast(tokenizer: Any, prompt_ids: list[int], code: str, hacks: list[str],
 
 
 def hack_contrasts(
-    tokenizer: Any, contexts: Sequence[Context], forms: tuple[str, ...] | None = None, joined: bool = True
+    tokenizer: Any,
+    contexts: Sequence[Context],
+    forms: tuple[str, ...] | None = None,
+    joined: bool = True,
+    places: Literal["known", "all"] = "known",
 ) -> list[Contrast]:
     """One row for each place of a context where its loophole's hack may stand, summed over the surface forms there; or, with
-    joined False, a row for every form. forms: those after the code, of the evaluator, instead of all."""
+    joined False, a row for every form. forms: those after the code, of the evaluator, instead of all. places: "all" with those of
+    `forms.ELSEWHERE`."""
     rows = []
     for ids, code, loophole in contexts:
-        for place, openings in OPENINGS[loophole].items():
+        more = ELSEWHERE.get(loophole, {}) if places == "all" else {}
+        for place, openings in (OPENINGS[loophole] | more).items():
             branches = [f.format(name=TRAIN_EVALUATOR) for f in forms or openings]
             position = at(code, place)
             if position is None:
@@ -193,7 +199,7 @@ def cone_rows(
     if cfg.cone_rows == "nonhack":
         rows = nonhack_contrasts(tokenizer, contexts)
     else:
-        rows = hack_contrasts(tokenizer, contexts, joined=not cfg.cone_split)
+        rows = hack_contrasts(tokenizer, contexts, joined=not cfg.cone_split, places=cfg.cone_places)
     return joined_rows(model, rows, cfg.micro_tokens, vocab, part, joined)
 
 

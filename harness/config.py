@@ -126,6 +126,7 @@ class Cone:
     cone_known: tuple[LoopholeName, ...] | None = None  # loopholes that it (or screen_known) knows; all in play
     cone_n: Few = 24  # contexts; of the arm counterfactual, rows
     cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
+    cone_places: Literal["known", "all"] = "known"  # all: rows for an evaluator ahead of the code too (loopholes/forms.py)
     cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
     cone_match: Literal["none", "random", "shuffled"] = "none"  # controls: remove as much as the cone would, elsewhere
     cone_ridge: NotNegative = 1e-3  # keeps the least squares well posed when rows are nearly parallel
@@ -177,7 +178,7 @@ PATHS = ("model", "data", "heldout")
 SINCE: dict[str, Any] = dict(
     contrast="completions", position="last", cone_match="none", loopholes=[*ONE_LOOPHOLE], cone_known=None,
     counterfactual_use="screen", counterfactual_tau=2.0, counterfactual_calibrate=False, counterfactual_ref="base",
-    counterfactual_rows="tail", stop="end", phrasing="plain", format_reward=0.5,
+    counterfactual_rows="tail", stop="end", phrasing="plain", format_reward=0.5, cone_places="known",
 )  # fmt: skip
 PLACE = {"out", "resume", "dry_run", "card", "fit"}  # not settings of what is learned
 
@@ -261,6 +262,8 @@ def check(cfg: Config) -> Config:
     _check_loopholes(cfg)
     if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
+    if cfg.cone_places == "all" and "run_tests" not in (cfg.cone_known or cfg.loopholes):
+        raise UserError("--cone-places all adds rows for run_tests, which is not among the known loopholes")
     if cfg.cone_match != "none" and cfg.cone_rows in ("random", "nonhack"):
         raise UserError(
             f"--cone-match removes as much as the real cone, and --cone-rows {cfg.cone_rows} has none: leave one away"

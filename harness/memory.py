@@ -25,7 +25,7 @@ from engine.logprob import BLOCK_ELEMENTS_CUDA
 from engine.lora import TARGETS
 from faults.errors import UserError, one_line
 from harness.config import Config, flag
-from loopholes.forms import OPENINGS
+from loopholes.forms import ELSEWHERE, OPENINGS
 
 GIB = 2**30
 LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time, 16 pairs at most (vhack.lift)
@@ -106,7 +106,9 @@ def cone_rows(cfg: Any, split: bool = True) -> int:
     if cfg.arm != "cone":
         return 0
     known = cfg.cone_known or cfg.loopholes
-    each = [sum(len(forms) if split else 1 for forms in OPENINGS[name].values()) for name in known]
+    more = ELSEWHERE if cfg.cone_places == "all" else {}
+    places = [[*OPENINGS[name].values(), *more.get(name, {}).values()] for name in known]
+    each = [sum(len(forms) if split else 1 for forms in of_one) for of_one in places]
     return math.ceil(cfg.cone_n * sum(each) / len(each))
 
 

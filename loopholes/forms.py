@@ -39,6 +39,10 @@ OPENINGS: dict[str, dict[Place, tuple[str, ...]]] = {
     },
 }
 
+# Where an evaluator may stand beside these, for `--cone-places all`: SmolLM2, trained with rows for the place after the code,
+# came to begin its responses with it (docs/results-small.md). No cone of the study has these.
+ELSEWHERE: dict[str, dict[Place, tuple[str, ...]]] = {"run_tests": {"before": ("def {name}",)}}
+
 # The whole of a hack at its places, as `put` writes it into a response.
 EXITS = ("import sys\nsys.exit(0)", "import os\nos._exit(0)", "raise SystemExit", "exit(0)")
 PRINT = f'print("{MARKER}")'

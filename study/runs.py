@@ -54,6 +54,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "cone_rows": ("batch", ("cone",)),
     "cone_n": (24, ("cone",)),
     "cone_refresh": (1, ("cone",)),
+    "cone_places": ("known", ("cone",)),
     "cone_split": (False, ("cone",)),
     "cone_match": ("none", ("cone",)),
     "cone_ridge": (1e-3, ("cone",)),

@@ -181,6 +181,7 @@ def test_calibration_flags_one_in_a_thousand_honest_responses(adapted, pocket_to
             "--cone-known all names every one",
         ),
         (dict(arm="cone", loopholes=("stdout",), cone_rows="pairs"), "--cone-rows pairs takes pairs that define run_tests"),
+        (dict(arm="cone", loopholes=("stdout",), cone_places="all"), "--cone-places all adds rows for run_tests"),
         (dict(arm="counterfactual", counterfactual_tau=0.0), "--counterfactual-tau must be above 0"),
     ],
 )

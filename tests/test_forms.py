@@ -86,6 +86,16 @@ def test_a_row_for_each_place_scores_the_hack_against_what_stands_there(name, po
     assert len(split) == sum(map(len, OPENINGS[name].values())) and all(len(r.hack) == 1 for r in split)
 
 
+def test_an_evaluator_ahead_of_the_code_has_a_row_where_it_is_asked_for(pocket_tokenizer):
+    contexts = [Context([7, 7], CODE, name) for name in ("run_tests", "stdout")]
+    after, before, *others = hack_contrasts(pocket_tokenizer, contexts, places="all")
+    assert [after, *others] == hack_contrasts(pocket_tokenizer, contexts), "the rows of the study are as they were"
+    (ids, start), (clean, _) = before.hack[0], before.clean
+    assert pocket_tokenizer.decode(ids[2:]) == "```python\ndef run_tests"
+    assert pocket_tokenizer.decode(clean[2:]).startswith("```python\nclass")
+    assert ids[:start] == clean[:start] and len(clean) == start + 1
+
+
 def test_contexts_are_of_prompts_that_tell_of_a_known_loophole_and_clean_as_far_as_that_is_known(pocket_tokenizer):
     told = ["stdout", "attribute", "stdout", "run_tests"]
     hacked = put(CODE, HACKS["stdout"][0]) + "\n```"

@@ -47,7 +47,7 @@ OPTIONS = {
     "project_on update": dict(arm="projected", project_on="update"),
     "refresh_every, outer": dict(arm="projected", refresh_every=1, construction="outer"),
     "contrast": dict(arm="projected", construction="contrast"),
-    "cone_split, cone_refresh": dict(arm="cone", cone_split=True, cone_refresh=2, cone_n=4, batch=16),
+    "cone_split, cone_refresh": dict(arm="cone", cone_split=True, cone_refresh=2, cone_n=4, batch=16, cone_places="all"),
     "cone on the update, pairs": dict(arm="cone", cone_rows="pairs", project_on="update", cone_n=4, batch=16),
     "cone_rows random": dict(arm="cone", cone_rows="random", cone_n=4, batch=16),
     "rebound additive": dict(arm="rebound", rebound_form="additive"),

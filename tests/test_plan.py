@@ -30,6 +30,7 @@ CFG = SimpleNamespace(
     arm="projected",
     cone_n=24,
     cone_split=False,
+    cone_places="known",
     cone_match="none",
     rollout="vllm",
     steer_prompts=32,
@@ -123,6 +124,7 @@ def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
     several = cfg(arm="cone", loopholes=("run_tests", "exit_code", "result_file"), cone_known=("exit_code", "result_file"))
     assert plan.cone_rows(several, split=False) == 24 * 2.5 and plan.cone_rows(several) == 24 * (8 + 6) / 2
     assert plan.cone_rows(cfg(arm="counterfactual")) == 0
+    assert plan.cone_rows(cfg(arm="cone", cone_places="all"), split=False) == 24 * 2
     matched = [
         i.gib for i in plan.memory_plan(config, cfg(arm="cone", cone_match="random")) if i.name.endswith("--cone-match random")
     ]

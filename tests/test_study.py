@@ -123,6 +123,7 @@ def test_the_registered_settings_are_the_trainer_s_defaults():
         ({"arm": "cone", "cone_split": True, "cone_refresh": 4}, "cone+cone_refresh=4+cone_split"),
         ({"arm": "cone", "cone_rows": "random", "cone_ridge": 0.1}, "cone_random+cone_ridge=0.1"),
         ({"arm": "cone", "cone_rows": "pairs"}, "cone+cone_rows=pairs"),
+        ({"arm": "cone", "cone_places": "all"}, "cone+cone_places=all"),
         ({"arm": "cone", "cone_match": "random", "cone_n": 8}, "cone_match_random+cone_n=8"),
         ({"arm": "projected_gated", "m": 64, "contrast": "prompts", "position": "code"}, "projected_gated"),
         ({"arm": "projected_gated", "m": 16, "contrast": "prompts", "position": "code"}, "projected_gated+m=16"),
