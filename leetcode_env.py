@@ -58,6 +58,8 @@ def render_messages(problem: Problem, told: Told | None, request: str = "") -> l
     Raises UserError when the prompt lacks the words that the loophole replaces."""
     *before, last = problem.messages
     loophole = told.loophole if told else RUN_TESTS
+    if told and loophole.honest in ("", loophole.phrase):
+        raise UserError(f"a loophole without an honest counterpart: its phrase {loophole.phrase!r} replaces {loophole.honest!r}")
     if loophole.honest not in last["content"]:
         raise UserError(f"problem {problem.id}: the prompt does not say {loophole.honest!r}, so the loophole has no place")
     content = last["content"]

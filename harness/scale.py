@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,15 @@ def filled(cfg: Config, scale: str) -> Config:
     return replace(cfg, **changes)
 
 
+def no_card() -> str:
+    """Why there is none, in words."""
+    import torch  # as below
+
+    if torch.version.cuda and shutil.which("nvidia-smi"):  # the tool comes with the driver
+        return f"torch for CUDA {torch.version.cuda} finds none: its driver must be 580 or newer, see nvidia-smi"
+    return "this machine has none"
+
+
 def missing_for_full(full: Config) -> list[str]:
     """What this machine lacks for the full scale, in words; empty when all is there. full: `filled` at that scale."""
     import torch  # here: a mistake on the command line is said before it is loaded
@@ -105,7 +115,7 @@ def resolve(cfg: Config) -> Config:
     elif not cfg.dry_run:
         missing = missing_for_full(filled(cfg, "full"))
         if cfg.scale == "full" and "a CUDA card" in missing:
-            raise UserError("--scale full needs a CUDA card, and this machine has none: use --scale pocket")
+            raise UserError(f"--scale full needs a CUDA card, and {no_card()}: use --scale pocket")
         if cfg.scale == "full":
             why = "asked for" + (f"; missing: {', '.join(missing)}" if missing else "")
         elif missing:

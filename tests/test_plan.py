@@ -8,7 +8,7 @@ import torch
 from support.models import SHAPES, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from arms.cone import FORMS
+from arms.cone import FORMS, MOST_TOKENS
 from engine import lora
 from faults.errors import UserError
 from harness import arithmetic
@@ -166,6 +166,24 @@ def test_a_card_too_small_is_told_what_fits_and_fit_takes_it(capsys):
     with pytest.raises(UserError, match="no smaller setting makes it fit: a smaller model may, --preset qwen3-0.6b"):
         plan.fitted(replace(small, card=4.0, fit=True))
     assert plan.fitted(replace(small, dry_run=True)).max_new_tokens == 1536  # its report says what is too much
+    assert capsys.readouterr().err.startswith("it would fit with --max-new-tokens")
+
+
+def test_the_plan_counts_the_tokens_of_the_cones_rows():
+    """On a hybrid a row's five branches are five sequences, which may be more than a micro-batch."""
+    assert plan.CONE_TOKENS == MOST_TOKENS
+    hybrid, dense = (plan.model_config(f"Qwen/{name}") for name in ("Qwen3.5-2B", "Qwen3-1.7B"))
+    small = cfg(arm="cone", micro_tokens=4096)
+    longest = small.max_prompt + small.max_new_tokens
+    assert plan.cone_tokens(hybrid, small) == 5 * longest and plan.cone_tokens(dense, small) == 8192
+    assert plan.cone_tokens(dense, cfg(arm="cone", micro_tokens=1024)) == 4096
+    assert plan.cone_tokens(hybrid, cfg(arm="cone", micro_tokens=1024, cone_split=True)) == 2 * longest
+    assert plan.cone_tokens(hybrid, cfg(micro_tokens=4096)) == 0
+    kept = [
+        next(i.gib for i in plan.memory_plan(hybrid, some) if i.name.startswith("activations of the layer"))
+        for some in (small, cfg(micro_tokens=5 * longest))
+    ]
+    assert kept[0] == kept[1]
 
 
 def test_vllm_gets_three_tenths_where_the_trainer_leaves_them():
@@ -180,9 +198,11 @@ def test_a_step_by_arithmetic_is_within_the_targets():
     """Of the full scale on its card: 20 s, and 28 s for the cone; and each part moves the way it must."""
     config = plan.model_config("Qwen/Qwen3.5-2B")
     projected, cone = (
-        arithmetic.step_seconds(config, plan.fitted(replace(FULL, arm=arm, card=96.0))) for arm in ("projected", "cone")
+        arithmetic.step_seconds(config, plan.fitted(replace(FULL, arm=arm, card=80.0))) for arm in ("projected", "cone")
     )
     assert sum(projected.values()) <= 20 and sum(cone.values()) <= 28
+    own = plan.fitted(replace(FULL, arm="cone", card=96.0))  # the method's own: an RTX 6000 of 96 GB, 200 steps within 3 h
+    assert FULL.steps * sum(arithmetic.step_seconds(config, own, arithmetic.CARDS[1]).values()) <= 3 * 3600
     assert "cone" not in projected and {k: v for k, v in cone.items() if k != "cone"} == projected
     passes = [arithmetic.step_seconds(config, cfg(recompute=r))["backward"] for r in ("none", "half", "all")]
     assert passes == pytest.approx([passes[0] * k / 3 for k in (3, 3.5, 4)])
