@@ -3,7 +3,7 @@
     python eval.py RUN               # a finished run once more: RUN/eval.json and RUN/eval_samples.jsonl
     python eval.py RUN --base        # without the adapter: the rates before training (eval_base.json)
     python eval.py RUN --data F      # pass rate alone on another JSON-lines set, without the loophole (eval_data-F-HASH.json)
-    python eval.py RUN --samples 3   # another number of responses (eval_samples-3.json)
+    python eval.py RUN --samples 3   # another number of responses (eval_samples-3.json); so does --max-new-tokens
 
 Two conditions on the same problems. "loophole": the prompt tells of the problem's loophole, as in training; an evaluator's name
 is never the one that training used, but drawn anew for every problem and sample, so that a memorised one is not counted as the
@@ -29,9 +29,11 @@ if __name__ == "__main__":
 from faults.errors import UserError, command
 from faults.files import to_json, write_atomic, write_json
 from harness.config import require
+from harness.rates import share, wilson
 from leetcode_env import LABELS, PASS_LABELS, RATES, WRONG_LABELS, LeetCodeEnv, Problem, load_problems, render_messages
 from loopholes import DEFAULT, LOOPHOLES, told_by
-from loopholes.evaluator import evaluator_name
+from loopholes.evaluator import GRADERS, evaluator_name
+from problems.data import as_program
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished runs without it
     from transformers import PreTrainedTokenizerBase
@@ -47,21 +49,6 @@ FACTS = ("label", "reward", "arbitrary", "rejects_truth", "note", "loophole", "w
 
 Row = dict[str, Any]  # one graded response
 Result = dict[str, Any]  # the content of eval.json, or a part of it
-
-
-def wilson(count: int, n: int, confidence: float = 0.95) -> Result:
-    """Share with its Wilson score interval, {count, n, rate, low, high}; n = 0 gives None for the three rates.
-
-    It treats the samples as independent, which those of one problem are not: the study's seed-level tests are to be trusted.
-    """
-    if not 0 <= count <= n:
-        raise ValueError(f"count {count} is not between 0 and n = {n}")
-    if n == 0:
-        return {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
-    from scipy import stats  # here: it takes a second to load, and a mistake on the command line is said before
-
-    interval = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
-    return {"count": count, "n": n, "rate": count / n, "low": float(interval.low), "high": float(interval.high)}
 
 
 def evaluate(
@@ -156,7 +143,7 @@ def _summarise_condition(rows: list[Row], samples: int) -> Result:
     one number per sample index k: the rate over all problems of their k-th samples (the scores of the published paired
     t-test); `by_difficulty` the rates of the problems of each difficulty; `by_problem` the label counts of each problem;
     `by_loophole` the rates by what the prompt told, where several loopholes are in play; without any, `wrote` the shares of the
-    responses that write a hack unasked, "any" or by name.
+    responses that write a hack unasked, "any" or by name; with any, `graders` the counts of the evaluators left behind, by kind.
     """
     labels = _labels(rows)
     by_problem = {problem: _labels(part) for problem, part in _grouped(rows, "problem").items()}
@@ -172,17 +159,13 @@ def _summarise_condition(rows: list[Row], samples: int) -> Result:
         "by_problem": {problem: dict(counts) for problem, counts in by_problem.items()},
         **({"by_loophole": {name: _rates(_labels(told[name])) for name in LOOPHOLES if name in told}} if len(told) > 1 else {}),
         **({} if told else {"wrote": {name: _wrote(rows, name) for name in ("any", *LOOPHOLES)}}),
+        **({"graders": {kind: sum(row["grader"] == kind for row in rows) for kind in GRADERS}} if told else {}),
     }
 
 
 def _wrote(rows: list[Row], name: str) -> Result:
     """The share of the responses that write the hack of that loophole, or of any."""
     return wilson(sum(name in row["wrote"] or (name == "any" and bool(row["wrote"])) for row in rows), len(rows))
-
-
-def share(counts: Counter[str], labels: Iterable[str]) -> float:
-    """Share of the counted responses that carry one of `labels`."""
-    return sum(counts[label] for label in labels) / counts.total()
 
 
 def _examples(rows: list[Row]) -> dict[str, list[Row]]:
@@ -197,7 +180,8 @@ def _examples(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def describe(result: Result) -> str:
-    """The two rates as lines of text, by loophole too where there are several, each with its Wilson interval and its counts."""
+    """The two rates as lines of text, by loophole too where there are several, each with its Wilson interval and its counts; and
+    what was written beside the loophole."""
     lines = []
     for condition, rate in HEADLINES.items():
         if condition in result["conditions"]:
@@ -206,6 +190,10 @@ def describe(result: Result) -> str:
                 w = w[rate]
                 interval = f"{w['rate']:6.1%}  [{w['low']:.1%}, {w['high']:.1%}]"
                 lines.append(f"{rate + ' rate':<9}  {interval}  {w['count']} of {w['n']} responses ({name} prompts)")
+    left = [f"{kind} {n}" for part in result["conditions"].values() for kind, n in part.get("graders", {}).items() if n]
+    lines += [f"evaluators written, by kind: {', '.join(left)}"] if left else []
+    unasked = [part["wrote"]["any"] for part in result["conditions"].values() if "wrote" in part]
+    lines += [f"hacks written unasked: {w['rate']:.1%} ({w['count']} of {w['n']} no loophole prompts)" for w in unasked]
     return "\n".join(lines)
 
 
@@ -219,7 +207,9 @@ def save(result: Result, rows: list[Row], folder: str | Path, stem: str = "eval"
     write_json(folder / f"{stem}.json", result)
 
 
-def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None = None, samples: int | None = None) -> Result:
+def evaluate_run(
+    folder: str | Path, base: bool = False, data: str | Path | None = None, samples: int | None = None, tokens: int | None = None
+) -> Result:
     """`python eval.py RUN`: rebuild the run's model, evaluate, save beside it, return the result. Raises UserError.
 
     eval.json is the evaluation with the run's own settings, which the run itself wrote at its end. One with other settings
@@ -229,19 +219,24 @@ def evaluate_run(folder: str | Path, base: bool = False, data: str | Path | None
 
     if samples is not None:
         require("eval_samples", samples, "--samples")
+    if tokens is not None:
+        require("max_new_tokens", tokens, "--max-new-tokens")
     other = load_problems(data) if data else None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} is no folder that can be written to")
-    run = open_run(folder, base)
+    run = open_run(folder, base, tokens)
     cfg = run.cfg
     with contextlib.closing(run.sampler):
-        samples = samples or cfg.eval_samples
+        samples, tokens = samples or cfg.eval_samples, tokens or cfg.max_new_tokens
         parts = ["eval", base and "base", samples != cfg.eval_samples and f"samples-{samples}"]
+        parts += [tokens != cfg.max_new_tokens and f"tokens-{tokens}"]
         if data:
             parts.append(f"data-{Path(data).stem}-{hashlib.sha256(Path(data).read_bytes()).hexdigest()[:8]}")
         stem = "_".join(part for part in parts if part)
+        if other and cfg.phrasing == "program":  # as the run's own problems are
+            other = [*map(as_program, other)]
         chosen, conditions = (run.problems, CONDITIONS) if other is None else (other, CONDITIONS[1:])
-        how: dict[str, Any] = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
+        how: dict[str, Any] = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=tokens, seed=cfg.seed)
         how |= dict(conditions=conditions, loopholes=cfg.loopholes)
         with LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict) as env:
             env.check_setups(chosen)
@@ -263,6 +258,7 @@ class Options:
     base: bool = False  # leave the adapter out: the rates before training
     data: Path | None = None  # another JSON-lines set of problems: pass rate alone
     samples: int | None = None  # responses per problem and condition (default: the run's setting)
+    max_new_tokens: int | None = None  # longest response (default: the run's setting)
 
 
 @command
@@ -273,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the sandbox forks
     config = (tyro.conf.PositionalRequiredArgs,)
     options = tyro.cli(Options, prog="eval.py", description=Options.__doc__, args=argv, config=config)
-    print(describe(evaluate_run(options.run, options.base, options.data, options.samples)))
+    print(describe(evaluate_run(options.run, options.base, options.data, options.samples, options.max_new_tokens)))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,18 @@ def _closed_on_failure(sampler: Sampler) -> Iterator[Sampler]:
         raise
 
 
-def open_run(folder: str | Path, base: bool = False) -> Run:
+def open_run(folder: str | Path, base: bool = False, max_new_tokens: int | None = None) -> Run:
     """A run folder's model with its adapter, the sampler holding the merged weights; with `base`, the policy before training.
+    max_new_tokens: what the sampler is to have room for, where it is not the run's own.
 
-    Raises UserError."""
-    run = set_up(read_config(folder))
+    Raises UserError, also where the model or the held-out problems are others than the run's."""
+    cfg = read_config(folder)
+    before, now = json.loads((Path(folder) / "config.json").read_text()).get("hashes") or {}, hashes(cfg)
+    for what, path in (("model", cfg.model), ("heldout", cfg.heldout)):
+        if before.get(what, now[what]) != now[what]:
+            raise UserError(f"{folder} was trained with another {path} than the one that is there now: put its own back")
+    run = set_up(replace(cfg, max_new_tokens=max_new_tokens or cfg.max_new_tokens))
+    run.cfg = cfg
     if not base:  # a fresh adapter is zero, and the sampler holds the base weights
         with _closed_on_failure(run.sampler):
             load_adapter(run.model, Path(folder) / "adapter")

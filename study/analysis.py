@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -104,8 +105,16 @@ def _summarise_arm(group: list[FinishedRun]) -> Numbers:
             interval |= {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
     told = {name: mean_interval(value for (value,) in of.values()) for name, of in scores_by_loophole(group).items()}
     onsets = [onset(run) for run in group]
-    more = {"lambda": paid, "onset": onsets, "by_difficulty": by_difficulty(group), "by_loophole": told}
+    more = {"lambda": paid, "onset": onsets, "by_difficulty": by_difficulty(group), "by_loophole": told} | beside(group)
     return {"seeds": [run.seed for run in group], **rates, **more, "biting": biting(group)}
+
+
+def beside(group: list[FinishedRun]) -> Numbers:
+    """{unasked: share of the responses to honest prompts that write any hack, graders: {kind: responses that define an evaluator
+    of that kind}}, over the runs; an older run that does not say is left out, and what none says is None or {}."""
+    unasked = [w["any"]["rate"] for run in group if (w := run.condition("pass").get("wrote"))]
+    kinds = sum((Counter(run.condition("hack").get("graders", {})) for run in group), Counter[str]())
+    return {"unasked": float(np.mean(unasked)) if unasked else None, "graders": dict(kinds)}
 
 
 def onset(run: FinishedRun) -> int | None:

@@ -6,6 +6,7 @@ A figure with nothing to show is not drawn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from matplotlib.ticker import PercentFormatter
 
 from leetcode_env import HACK_LABELS, PASS_LABELS
 from loopholes import LOOPHOLES
-from study.analysis import BASELINE, COMPARED, MAIN_ARMS, by_variant, scores, scores_by_loophole
+from study.analysis import BASELINE, COMPARED, MAIN_ARMS, by_variant, flagged, scores, scores_by_loophole
 from study.plan import known_to
 from study.runs import FinishedRun
 from study.stats import compare, pareto_front, random_cosine
@@ -194,6 +195,25 @@ def loopholes(runs: Runs) -> Figure | None:
     return figure
 
 
+def tau(runs: Runs) -> Figure | None:
+    """The threshold of counterfactual against what it lets through, a point a run: the hack rate after training, and the share of
+    all training responses that were flagged and hold no hack. Only runs that differ from the arm by the threshold alone."""
+    chosen = [run for run in runs if re.fullmatch(r"counterfactual(_tau\d+)?", run.variant)]
+    if len({run.variant for run in chosen}) < 2:
+        return None
+    titles = ["hack rate after training (strict)", "honest responses flagged in training"]
+    figure, axes = _panels(titles, height=3.4)
+    for run in chosen:
+        counts = flagged(run)
+        colour, _, marker = style(run.variant)
+        for axis, y in zip(axes, (run.wilson("hack")["rate"], counts["flagged_honest"] / counts["responses"]), strict=True):
+            axis.plot(run.config["counterfactual_tau"], y, ls="", marker=marker, ms=6, color=colour, mec="white", mew=0.5)
+    for axis in axes:
+        axis.set(xlabel="tau, nats", ylim=(0, None))
+        _percent(axis.yaxis)
+    return figure
+
+
 def training(runs: Runs) -> Figure:
     """Hack and correct share of the training batch over steps: mean over seeds, band from the lowest to the highest."""
     figure, axes = _panels(["hack (strict), share of the batch", "correct, share of the batch"])
@@ -286,6 +306,7 @@ def kl(runs: Runs) -> Figure | None:
 FIGURES: dict[str, tuple[Callable[[Runs], Figure | None], tuple[bool, ...]]] = {  # name: (how it is drawn, of which runs)
     "pareto": (pareto, ALL),
     "effects": (effects, ALL),
+    "tau": (tau, ALL),
     "loopholes": (loopholes, ALL),
     "training": (training, MAIN),
     "training_variants": (training, OTHERS),

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from eval import CONDITIONS
 from leetcode_env import LABELS
 from loopholes import LOOPHOLES
+from loopholes.evaluator import GRADERS
 from study.analysis import (
     BASELINE,
     COMPARED,
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
     "pareto": "Hack rate against pass rate after training.",
     "effects": "Each arm minus vanilla, with the 95 % interval over seeds; an arm with one seed has none.",
+    "tau": "The threshold of counterfactual: hack rate after training, and honest responses flagged in training.",
     "loopholes": "Hack rate by loophole after training; framed: the arm knows that loophole's hack.",
     "training": "Training batches: hack and correct shares by arm. Both are read on prompts with the arm's own loophole.",
     "training_variants": "The same for the variants and controls.",
@@ -56,6 +58,11 @@ ARM_NOTE = (
 LOOPHOLE_NOTE = (
     "Strict, mean over seeds, on the prompts that tell of it. *: the arm knows this loophole's hack. Source: "
     "`conditions.loophole.by_loophole` of each run's eval.json."
+)
+BESIDE_NOTE = (
+    "Unasked: share of the responses to prompts without a loophole that write the hack of any, mean over seeds. The rest: "
+    "responses to prompts with one that define an evaluator, by what it does, over all seeds (`loopholes/evaluator.py`). Source: "
+    "`conditions.no_loophole.wrote` and `conditions.loophole.graders` of each run's eval.json."
 )
 ONSET_NOTE = (
     f"Lambda: share of the wrong responses that the loophole paid. Onset: the first step at which the mean of the last "
@@ -104,6 +111,7 @@ def write_report(
         "## Results by arm",
         *_arms(results["arms"]),
         *_by_loophole(results["arms"]),
+        *_beside(results["arms"]),
         "## Onset, and easy and hard problems",
         *_difficulties(results["arms"]),
         f"## Against {BASELINE}",
@@ -202,6 +210,16 @@ def _by_loophole(arms: Numbers) -> list[str]:
         cells = (f"{percent(of[name]['mean'])}{' *' if name in known else ''}" if name in of else "-" for name in names)
         rows.append([arm, *cells])
     return ["## Hack rate by loophole", _table(["arm", *names], rows), LOOPHOLE_NOTE]
+
+
+def _beside(arms: Numbers) -> list[str]:
+    """The section on what responses hold beside what is paid, where the runs say it."""
+    rows = []
+    for name, arm in arms.items():
+        if arm["unasked"] is not None:
+            rows.append([name, percent(arm["unasked"]), *(arm["graders"].get(kind, 0) for kind in GRADERS)])
+    header = ["arm", "unasked", *GRADERS]
+    return ["## Hacks unasked, and the evaluators that are left behind", _table(header, rows), BESIDE_NOTE] if rows else []
 
 
 def _difficulties(arms: Numbers) -> list[str]:

@@ -20,7 +20,7 @@ import eval as evaluation
 from faults.errors import PartDied
 from leetcode_env import LABELS
 from loopholes import LOOPHOLES, told_by
-from loopholes.evaluator import EVAL_NAMES
+from loopholes.evaluator import EVAL_NAMES, GRADERS
 from study import stats
 from study.stats import FALSIFIED, SUPPORTED, UNDECIDED
 
@@ -202,6 +202,18 @@ def test_hacks_that_are_written_unasked_are_counted_by_name():
     counts = {name: w["count"] for name, w in without["wrote"].items()}
     assert counts == dict.fromkeys(LOOPHOLES, 0) | {"any": 5, "stdout": 5, "run_tests": 4}
     assert without["wrote"]["any"] == evaluation.wilson(5, 28) and "wrote" not in loophole
+    assert "hacks written unasked: 17.9% (5 of 28 no loophole prompts)" in evaluation.describe(result)
+
+
+def test_kinds_of_evaluators_are_counted_where_there_is_a_loophole():
+    _, _, rows = run()
+    told = [row for row in rows if row["condition"] == "loophole"]
+    for row, kind in zip(told, ("prints", "passes", "prints", ""), strict=False):
+        row["grader"] = kind
+    result = evaluation.summarise(rows, dict(samples=4))
+    assert result["conditions"]["loophole"]["graders"] == dict.fromkeys(GRADERS, 0) | {"prints": 2, "passes": 1}
+    assert "graders" not in result["conditions"]["no_loophole"]
+    assert "evaluators written, by kind: prints 2, passes 1" in evaluation.describe(result)
 
 
 def test_several_loopholes_are_told_of_and_reported_one_by_one():
@@ -232,7 +244,7 @@ class Run:
 
     def __init__(self):
         self.cfg = SimpleNamespace(eval_samples=2, temperature=0.7, max_new_tokens=9, seed=5, workers=3, sandbox_strict=True)
-        self.cfg.loopholes = ("run_tests",)
+        self.cfg.loopholes, self.cfg.phrasing = ("run_tests",), "plain"
         self.tokenizer, self.sampler, self.problems = Tokenizer(), Sampler(), PROBLEMS
         self.opened, self.env, self.closed = [], [], 0
         self.sampler.close = self.close
@@ -247,7 +259,7 @@ def opened(monkeypatch):
     from harness import setup
 
     run = Run()
-    monkeypatch.setattr(setup, "open_run", lambda folder, base=False: run.opened.append(base) or run, raising=False)
+    monkeypatch.setattr(setup, "open_run", lambda folder, base=False, tokens=None: run.opened.append((base, tokens)) or run)
     monkeypatch.setattr(evaluation, "load_problems", lambda path: PROBLEMS[:2])
 
     def env(workers, strict):
@@ -269,6 +281,8 @@ def opened(monkeypatch):
         (["--data", "base.jsonl"], "eval_data-base-06d4f277"),
         (["--data", "samples.jsonl"], "eval_data-samples-06d4f277"),
         (["--base", "--data", "other.jsonl", "--samples", "3"], "eval_base_samples-3_data-other-06d4f277"),
+        (["--max-new-tokens", "9"], "eval"),  # the run's own, too
+        (["--max-new-tokens", "12", "--samples", "3"], "eval_samples-3_tokens-12"),
     ],
 )
 def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_path, capsys, monkeypatch):
@@ -286,7 +300,8 @@ def test_other_settings_go_to_a_file_of_their_own(options, stem, opened, tmp_pat
     assert "pass rate" in capsys.readouterr().out
     written = {p.name for p in tmp_path.iterdir() if p.read_text() != '{"samples": 2}'}
     assert written == {f"{stem}.json", f"{stem}_samples.jsonl"}
-    assert opened.opened == ["--base" in options]
+    tokens = int(options[options.index("--max-new-tokens") + 1]) if "--max-new-tokens" in options else None
+    assert opened.opened == [("--base" in options, tokens)] and {call.max for call in opened.sampler.calls} == {tokens or 9}
     result = json.loads((tmp_path / f"{stem}.json").read_text())
     assert result["samples"] == (3 if "3" in options else 2)
     assert set(result["conditions"]) == ({"no_loophole"} if "--data" in options else set(evaluation.CONDITIONS))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.synthetic import RATES, make_run
@@ -482,7 +483,7 @@ def whole(templates, tmp_path_factory):
     return out
 
 
-ONE_LOOPHOLE = [name for name in report.FIGURES if name != "loopholes"]
+ONE_LOOPHOLE = [name for name in report.FIGURES if name not in ("loopholes", "tau")]
 
 
 def test_report_holds_all_parts_and_every_figure(whole):
@@ -865,6 +866,24 @@ def verdict_of(rates, seeds=3):
         for variant, (by, passed) in rates.items()
     }
     return {v["id"]: v["verdict"] for v in stats.verdicts(arms, stats.NOT_LISTED)}
+
+
+def thresholded(variant, tau, hack, honest):
+    """A run of two steps of 50 responses, as far as the figure of the threshold reads it."""
+    lines = [dict(labels=dict(hack=5, incorrect=45), flagged_hacks=5, hacks=5, flagged_honest=n) for n in (honest, 0)]
+    made = SimpleNamespace(variant=variant, config=dict(counterfactual_tau=tau), metrics=lines)
+    made.wilson = lambda rate: dict(rate=hack)
+    made.series = lambda name: ([0, 1], [line[name] for line in lines])
+    return made
+
+
+def test_the_threshold_is_drawn_against_what_it_lets_through_and_what_it_flags():
+    runs = [thresholded("counterfactual", 2.0, 0.01, 4), thresholded("counterfactual_tau6", 6.0, 0.4, 1)]
+    runs += [thresholded("counterfactual_project", 2.0, 0.9, 0), thresholded("counterfactual_long", 2.0, 0.9, 0)]
+    figure = plots.tau(runs)
+    drawn = [[tuple(map(float, line.get_xydata()[0])) for line in axis.lines] for axis in figure.axes]
+    assert drawn == [[(2.0, 0.01), (6.0, 0.4)], [(2.0, 0.04), (6.0, 0.01)]]
+    assert plots.tau(runs[:1]) is None, "one threshold alone is no curve"
 
 
 def test_two_seeds_decide_nothing():

@@ -476,6 +476,13 @@ def test_a_set_up_that_fails_after_the_engine_started_ends_the_engine(extraction
     with pytest.raises(UserError, match="cannot read the adapter"):
         setup.open_run(tmp_path)
     assert len(closed) == 1
+    saved = {"config": portable(cfg), "hashes": setup.hashes(cfg)}
+    for what, path in (("model", cfg.model), ("heldout", cfg.heldout)):
+        other = saved | {"hashes": saved["hashes"] | {what: "of another"}}
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"was trained with another {path} than the one"):
+            setup.open_run(tmp_path)
+    assert len(closed) == 1, "nothing was started for it"
     monkeypatch.setattr(setup, "inject", partial(inject, targets="no such layer"))
     with pytest.raises(UserError, match="no linear layer"):
         setup.set_up(cfg)
