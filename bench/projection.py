@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ ROWS = 24  # of a cone, as in the arm
 BAR = 2.0  # times the bound at the largest P
 
 
-def clocked(action: Callable[[], object], least: float = 0.05) -> float:
+def clocked(action: Callable[[], Any], least: float = 0.05) -> float:
     """Seconds of one call: the mean of as many as fill `least` seconds."""
     calls, start = 0, time.perf_counter()
     while calls == 0 or time.perf_counter() - start < least:
@@ -37,7 +38,7 @@ def clocked(action: Callable[[], object], least: float = 0.05) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def held(action: Callable[[], object], length: int) -> float:
+def held(action: Callable[[], Any], length: int) -> float:
     """Peak memory of a call beside what there was, in float32 vectors of that length."""
     before = peak_bytes("cpu", reset=True)
     action()
@@ -55,7 +56,7 @@ def one_direction(length: int, rounds: int) -> tuple[list[str], float]:
     """The row of a length, and project's median seconds over the bound's."""
     g, v = drawn(length)
     out = torch.empty_like(g)
-    calls: list[Callable[[], object]] = [
+    calls: list[Callable[[], Any]] = [
         lambda: project(g, v),
         lambda: torch.add(g, v, alpha=-0.1),
         lambda: torch.add(g, v, alpha=-0.1, out=out),
@@ -74,7 +75,7 @@ def cone(length: int, rounds: int) -> list[str]:
     g, _ = drawn(length)
     J = torch.randn(ROWS, length, generator=torch.Generator().manual_seed(1))  # [ROWS, length]
     J[::2].add_(g, alpha=0.1)
-    calls: list[Callable[[], object]] = [lambda: project(g, J), lambda: J @ g]
+    calls: list[Callable[[], Any]] = [lambda: project(g, J), lambda: J @ g]
     [call() for call in calls]
     ours, walk = map(list, zip(*([clocked(call) for call in calls] for _ in range(rounds)), strict=True))
     cells = [f"{length:.0e}", spread((t * 1e3 for t in ours), ".1f"), f"{min(ours) / length / ROWS * 1e9:.2f}"]

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from faults.streams import lasting
 
@@ -55,7 +55,7 @@ def interruptible() -> None:
         signal.signal(signal.SIGINT, _leave)
 
 
-def _leave(*_: object) -> None:
+def _leave(*_: Any) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(130)
@@ -69,7 +69,7 @@ def malformed_options() -> Iterator[None]:
     box, width = io.StringIO(), os.environ.get("COLUMNS", "")
     with contextlib.ExitStack() as stack:
 
-        def hold(_: object) -> None:
+        def hold(_: Any) -> None:
             stack.enter_context(contextlib.redirect_stderr(box))
             os.environ["COLUMNS"] = "100000"  # no word is cut in two
             stack.callback(os.environ.update, COLUMNS=width)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from support.fake_card import CARD, pretended_card
 from support.models import SHAPES, tiny_config
+from support.steps import CONTRASTS, ROLLOUTS, TWO_LAYERS
 from transformers import AutoModelForCausalLM
 
 import grpo
 import vhack
-from arms.cone import Contrast, contrast_rows
+from arms.cone import contrast_rows
 from arms.pairs import Pair
 from arms.rebound import concept_scores
 from engine import lora, vllm_patches
 from engine.forward import last_hidden
-from engine.sampler import Rollout
 from engine.vllm_sampler import EngineError, VLLMSampler
 from faults.errors import UserError
 from harness import scale
@@ -28,11 +28,6 @@ from projection import cos_align, project
 
 VOCAB = 700  # more than the pocket tokenizer has
 CFG = Config(micro_tokens=64, rollout="vllm")
-ROLLOUTS = [Rollout([5, 6, 7], list(range(8, 8 + n)), [-1.0] * n, True) for n in (4, 9, 2, 6)]
-CONTRASTS = [Contrast([([5, 6, 7, 8], 3), ([5, 6, 9], 2)], ([5, 6, 4], 2)) for _ in range(2)]  # `int(index.max()) + 1` is 2 here
-
-
-TWO_LAYERS = {"qwen3": {}, "qwen3_5_text": dict(layer_types=["linear_attention", "full_attention"])}
 
 
 @pytest.fixture(params=SHAPES)

@@ -6,21 +6,26 @@ import copy
 import pytest
 import torch
 from support.models import SHAPES, tiny_config
-from test_devices import CONTRASTS, ROLLOUTS, TWO_LAYERS
+from support.steps import CONTRASTS, ROLLOUTS, TWO_LAYERS
 from transformers import AutoModelForCausalLM
 
 import grpo
 import vhack
 from arms.cone import contrast_rows
+from arms.direction import VHack
+from arms.pairs import Pair
 from bench import gpu_check
 from bench.gpu_tools import adapted, reference_kernels, relative, single_row
 from engine import lora
 from engine.forward import last_hidden
 from engine.logprob import VOCAB_BLOCK, token_logprobs
-from harness.config import Config
+from harness.checkpoint import RunState
+from harness.config import POCKET, Config
+from leetcode_env import load_problems
 from projection import cos_align, project
 
 CARD = "cuda"
+VOCAB = 700  # more than the pocket tokenizer has
 # Relative errors of a whole model, by the type of its weights: sums in another order, and what fla's kernels round; bf16 of
 # activations. Where one tensor stands for another, the error is of the order of 1.
 BARS = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
@@ -44,7 +49,7 @@ def pair(request):
     """(model on the card, the same numbers in float64 on the CPU, bar), with an adapter that is not zero."""
     kind, dtype = request.param
     torch.manual_seed(0)
-    config = tiny_config(kind, num_hidden_layers=2, initializer_range=0.1, **TWO_LAYERS[kind])
+    config = tiny_config(kind, num_hidden_layers=2, initializer_range=0.1, vocab_size=VOCAB, **TWO_LAYERS[kind])
     base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
     here = adapted(lora.inject(base, 4, 8, seed=0))
     card = copy.deepcopy(here).to(CARD)
@@ -152,6 +157,45 @@ def test_hidden_states_and_the_lift_with_checkpointing(pair, pocket_tokenizer):
     denoised, share = vhack.denoise(d.float().detach().to(CARD), card.model.layers[0].mlp.down_proj.weight, 4)
     true_denoised, true_share = vhack.denoise(d.float().detach(), here.model.layers[0].mlp.down_proj.weight, 4)
     assert relative(denoised, true_denoised) < 1e-4 and share == pytest.approx(true_share, rel=1e-4)
+
+
+@cuda
+def test_the_lift_of_a_direction(pair, pocket_tokenizer):
+    """Every construction that reads d, from pairs of the pocket's problems."""
+    card, here, bar = pair
+    code = "```python\nclass Solution:\n    pass"
+    texts = (f"{code}\n\ndef run_tests():\n    pass\n```", f"{code}\n```")
+    pairs = [Pair(problem, *texts) for problem in load_problems(POCKET / "train.jsonl", 2)]
+    d = torch.randn(here.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    hack = VHack(d / d.norm(), 1.0, [1], 1, 4, 1.0, 1.0, [], "")
+    for construction in ("jacobian", "outer"):
+        found = vhack.lift(card, pocket_tokenizer, pairs, hack, 300, construction)
+        assert relative(found, exact(vhack.lift, here, pocket_tokenizer, pairs, hack, 300, construction)) < bar
+
+
+@cuda
+def test_a_checkpoint_of_a_card_goes_on_to_the_same_step(pair, tmp_path):
+    """Written from the card, read on the CPU, and back on the card: the step after it is the same."""
+    card, _, _ = pair
+    params = lora.lora_parameters(card)
+    size = sum(p.numel() for p in params.values())
+    J = torch.randn(2, size, generator=torch.Generator().manual_seed(1))  # [rows, P]
+    optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
+
+    def one_step(optimizer):
+        lora.write_grads(params, project(lora.flatten_params(params), J.to(CARD)).g)
+        optimizer.step()
+        return lora.flatten_params(params).cpu()
+
+    one_step(optimizer)
+    state = RunState(tmp_path, params, optimizer)
+    state.create(dict(config={}))
+    state.save(1, dict(v=J.to(CARD)))
+    true = one_step(optimizer)
+    again = torch.optim.AdamW(params.values(), lr=1e-3)
+    steps, held = RunState(tmp_path, params, again).resume()
+    assert steps == 1 and torch.equal(held["v"].cpu(), J)
+    assert torch.equal(one_step(again), true)
 
 
 def test_the_check_of_a_card_runs_on_a_cpu(capsys):
