@@ -19,6 +19,8 @@ from engine import lora
 from engine.model import recompute_layers
 from engine.sampler import Rollout
 from harness import memory as plan
+from harness.config import Config
+from harness.scale import filled
 from tests.support.models import tiny_config
 
 
@@ -29,9 +31,12 @@ def main() -> int:
         return 2
     device = "cpu" if args.tiny else "cuda"
     config = build_config(args)
-    model = build_model(config, device)
+    if not args.tiny:  # what a run takes on this card, where it is not given
+        chosen = plan.fitted(filled(Config(model=args.model, micro_tokens=args.micro_tokens, recompute=args.recompute), "full"))
+        args.micro_tokens, args.recompute = chosen.micro_tokens, chosen.recompute
+    model = build_model(config, device, args.recompute)
     rollouts = make_rollouts(args, config.vocab_size)
-    cfg = grpo.Config(micro_tokens=args.micro_tokens, rollout="vllm", max_new_tokens=args.tokens - args.prompt)
+    cfg = Config(micro_tokens=args.micro_tokens, rollout="vllm", max_new_tokens=args.tokens - args.prompt)
     optimizer = torch.optim.AdamW(lora.lora_parameters(model).values(), lr=7e-5)
     advantages = torch.randn(args.sequences, generator=torch.Generator().manual_seed(0))
     seconds = [training_phase(model, rollouts, advantages, cfg, optimizer, config.vocab_size) for _ in range(args.repeats)]
@@ -46,12 +51,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=1536, help="of a sequence, prompt and completion")
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--micro-tokens", type=int, default=12_288)
+    parser.add_argument("--micro-tokens", type=int, help="default: what the memory plan chooses for this card")
+    parser.add_argument("--recompute", choices=list(plan.RECOMPUTED), help="the same")
     parser.add_argument("--repeats", type=int, default=2, help="the best is reported: the first one warms up")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the card; 989 is an H100 SXM's")
     args = parser.parse_args()
     if args.tiny:
-        args.sequences, args.tokens, args.prompt, args.micro_tokens = 8, 48, 16, 96
+        args.sequences, args.tokens, args.prompt, args.micro_tokens, args.recompute = 8, 48, 16, 96, "all"
     return args
 
 

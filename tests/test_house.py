@@ -69,6 +69,14 @@ def test_no_arrow_against_the_order_of_the_rooms():
     assert not wrong, wrong
 
 
+def test_no_test_file_is_imported_by_another():
+    """What several need stands in tests/support."""
+    tests = {p.stem for p in (ROOT / "tests").glob("test_*.py")}
+    nodes = [n for p in (ROOT / "tests").rglob("*.py") for n in ast.walk(ast.parse(p.read_text()))]
+    assert not tests & {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    assert not tests & {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+
+
 def test_no_circle_of_files():
     arrows = {module(p): imports(p) for p in FILES}
     done, path = set(), []
