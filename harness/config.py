@@ -90,14 +90,14 @@ class Scale:
 class Learning:
     """GRPO: sampling, loss, adapter and optimizer."""
 
-    temperature: Annotated[float, Range(0.01, 100)] = 0.7  # of sampling, and so of every logprob
+    temperature: Annotated[float, Range(0.01, 100)] = 0.7  # of sampling, and so of every logprob; as published
     beta: NotNegative = 1e-3  # weight of the KL to the base model, nats a token
     lora_r: Few = 32  # rank, as published
-    lora_alpha: Positive = 32  # the adapter is scaled by alpha / r
-    warmup: Natural = 10  # steps of linear warm-up; then cosine to 0
+    lora_alpha: Positive = 32  # the adapter is scaled by alpha / r; as published
+    warmup: Natural = 10  # steps of linear warm-up, until AdamW's moments are means of something; then cosine to 0
     betas: tuple[Moment, Moment] = (0.9, 0.99)  # AdamW's; .99 because a run has only hundreds of steps
     weight_decay: NotNegative = 0.1  # as published
-    clip: Positive = 1.0  # largest norm of the gradient, after projection
+    clip: Positive = 1.0  # largest norm of the gradient, after projection: one odd batch may not throw the policy
     tis_cap: Annotated[float, Range(1)] = 2.0  # cap of truncated importance weights, where sampler and trainer differ (vllm)
 
 
@@ -105,16 +105,18 @@ class Learning:
 class Direction:
     """The hack direction: pairs, d, its lift v, the steering check."""
 
-    pairs: Count = 80  # contrastive pairs
-    pairs_heldout: Group = 20  # of them, kept to test the separation
-    contrast: ByScale[Contrast] = BY_SCALE  # hacky and clean code; or clean code under the prompt with and without the loophole
-    position: ByScale[Position] = BY_SCALE  # the token that is read: last of completion, of code before its fence, of prompt
+    pairs: Count = 80  # contrastive pairs: d is their mean, and a mean of fewer is mostly noise
+    pairs_heldout: Group = 20  # of them, kept to test the separation: one state of forty is 2.5 points
+    # what a pair differs in: completions, hacky or clean, as published; prompts (projected_gated), the same code told or untold
+    contrast: ByScale[Contrast] = BY_SCALE
+    # the token that is read: last, of the completion, as published; code (projected_gated), the last before its fence
+    position: ByScale[Position] = BY_SCALE
     layer: Count | None = None  # one layer, counted from 1, instead of those at 60-75 % of depth (the last, for prompts)
     construction: Literal["jacobian", "outer", "contrast"] = "jacobian"  # how v is made from d (vhack.lift)
     blockwise: bool = False  # each LoRA tensor its own v, cosine, removal and norm
     project_on: Literal["gradient", "update"] = "gradient"  # update: what AdamW made of it, the step that lands
     refresh_every: Natural = 0  # lift v anew every k steps; 0: once, at the start
-    steer_prompts: Count = 32  # held-out prompts of the steering check, 4 responses each at every strength
+    steer_prompts: Count = 32  # held-out prompts of the steering check, 4 responses each at every strength: it sees 6 points
     require_steering: bool = False  # stop when steering along d does not raise the rate of defining the evaluator
 
 
@@ -124,7 +126,7 @@ class Cone:
 
     cone_rows: Literal["pairs", "batch", "both", "random", "nonhack"] = "batch"  # contexts; the last two are controls
     cone_known: tuple[LoopholeName, ...] | None = None  # loopholes that it (or screen_known) knows; all in play
-    cone_n: Few = 24  # contexts; of the arm counterfactual, rows
+    cone_n: Few = 24  # contexts, two a prompt at most, each a small backward pass; of the arm counterfactual, rows
     cone_refresh: Count = 1  # rows anew every k steps: they go stale fast
     cone_places: Literal["known", "all"] = "known"  # all: rows for an evaluator ahead of the code too (loopholes/forms.py)
     cone_split: bool = False  # a row for each surface form of the hack instead of one for their sum
@@ -139,9 +141,8 @@ class Counterfactual:
     # of flagged responses: they are not paid for being right; or rows of a cone at their tokens
     counterfactual_use: Literal["screen", "project"] = "screen"
     counterfactual_tau: Positive = 2.0  # nats above which a token is flagged: a cliff, 6 misses most hacks (docs/choices.md)
-    counterfactual_calibrate: bool = (
-        False  # tau from the base model: one in a thousand of its responses to honest prompts flagged
-    )
+    # tau from the base model: the one that flags a thousandth of its responses to honest prompts
+    counterfactual_calibrate: bool = False
     counterfactual_ref: Literal["base", "self"] = "base"  # under the honest sentence: the base model, or the policy itself
     counterfactual_rows: Literal["tail", "token"] = "tail"  # to project on: from the first flagged token on, or that one alone
 
@@ -157,15 +158,16 @@ class Rebound:
 
 @dataclass
 class Running:
-    """How it runs: nothing here changes what is learned, so a resumed run may change it (threads change the last bits)."""
+    """How it runs: nothing here changes what is learned, and a resumed run may change it (threads: the last bits), but for
+    --eval-samples."""
 
     micro_tokens: ByScale[Count] = BY_SCALE  # padded tokens a micro-batch: 2048, up to 16384 as the card holds; memory only
     # layers run again in the backward: none, by the card; memory only
     recompute: ByScale[Literal["none", "half", "all"]] = BY_SCALE
     threads: Annotated[int, Range(1, 1024)] = 1  # of torch on CPU: with one, two runs fit on two cores and sums keep their order
-    eval_samples: Few = 10  # held-out samples a problem and condition
-    log_every: Count = 25  # steps between detailed logs
-    save_every: Count = 25  # steps between checkpoints
+    eval_samples: Few = 10  # held-out samples a problem and condition: 1,280 in all at pocket scale
+    log_every: Count = 25  # steps between detailed logs, which extract the direction again
+    save_every: Count = 25  # steps between checkpoints: what a kill costs
     skip_nonfinite: Natural = 0  # how many non-finite steps to leave out before stopping
     workers: Few | None = None  # sandbox processes; by default as many as cores
     sandbox_strict: bool = False  # refuse to run when a layer of the sandbox is missing

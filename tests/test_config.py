@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -162,6 +163,12 @@ def test_every_field_stands_in_one_group_and_help_names_it():
         assert config.flag(name) in shown, name
     for group in GROUPS:
         assert f"{group.__name__.lower()} options" in shown
+    lines = [line.strip("│ ") for line in shown.splitlines()]
+    options = [i for i, line in enumerate(lines) if line.startswith("--")]
+    for name in names:  # a comment that the formatter moved away from its field is no help
+        start = next(i for i in options if re.match(rf"{config.flag(name)}[ ,]", lines[i]))
+        said = " ".join(lines[start : next((i for i in options if i > start), len(lines))])
+        assert re.search(r"[a-z]{2}[^{}]*\(default", re.sub(r"^--[^ ]+( --no-[^ ]+)?|\{[^}]*\}", "", said)), name
 
 
 def test_help_and_mistakes_come_before_torch_is_loaded():
