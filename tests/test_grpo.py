@@ -5,6 +5,7 @@ import itertools
 import math
 import statistics
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from engine.sampler import Rollout, Stop
 from engine.torch_sampler import TorchSampler, drawn
 from grpo import Config, group_advantages, k3
 from harness.config import POCKET
-from harness.journal import metrics
+from harness.journal import Clock, metrics
 from harness.schedule import batch_problems, learning_rate
 from leetcode_env import Grade, load_problems, render_messages
 from loopholes import evaluated_by
@@ -68,6 +69,34 @@ def test_lambda_is_the_paid_share_of_the_wrong_responses():
     line = logged(graded("run_tests", "hack", "hack", "attempted", "incorrect", "correct", "correct_attempted"), ("run_tests",))
     assert line["lambda"] == 2 / 4 and "by_loophole" not in line
     assert logged(graded("run_tests", "correct", "correct"), ("run_tests",))["lambda"] is None
+
+
+def test_groups_without_variance_and_completions_that_were_cut_are_counted():
+    """Three groups of two, of which one has equal rewards; two of six completions that max_new_tokens ended."""
+    batch = [Rollout([1], [2], [-1.0], finished) for finished in (True, False, True, True, False, True)]
+    sums = dict.fromkeys(("tokens", "loss", "kl", "entropy", "mean_abs", "max_abs", "mismatch_kl", "truncated"), 6.0)
+    advantages = torch.tensor([0.7, -0.7, 0.0, 0.0, -0.7, 0.7])
+    grades = graded("run_tests", *["incorrect"] * 6)
+    line = metrics(0, Config(generations=2), torch.ones(6), advantages, grades, batch, sums)
+    assert (line["zero_groups"], line["zero_group_share"], line["cut"]) == (1, pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
+def test_each_step_samples_from_the_weights_that_were_pushed_for_it():
+    """The loop says which it wants, so that a sampler with others refuses."""
+    asked = []
+    problem = load_problems(POCKET / "train.jsonl", 1)[0]
+    sampler = SimpleNamespace(
+        load_weights=lambda weights, version: asked.append(("push", version)),
+        generate=lambda prompts, version, **_: asked.append(("sample", version)) or [],
+        sleep=lambda: None,
+    )
+    run = SimpleNamespace(
+        cfg=Config(generations=2, batch=2, loopholes=("run_tests",), micro_tokens=64), problems=[problem], tokenizer=None,
+        sampler=sampler, model=tiny_qwen3(), vocab=97, ranks=SimpleNamespace(share=lambda batch: [], rank=0, size=1),
+        env=SimpleNamespace(grade=None), aside=lambda *_: SimpleNamespace(result=list),
+    )  # fmt: skip
+    grpo.rollout(run, 7, grpo.ARMS["vanilla"], Clock())
+    assert asked == [("push", 7), ("sample", 7)]
 
 
 def test_of_several_loopholes_each_has_its_rate():

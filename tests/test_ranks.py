@@ -13,8 +13,21 @@ from support.processes import kill_workers_of, wait_for
 from support.runs import SMALL
 
 from faults.errors import PartDied, UserError
-from harness.config import POCKET, ROOT
+from harness import training
+from harness.config import POCKET, ROOT, Config
 from harness.ranks import Ranks
+from harness.scale import filled
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    alone = Ranks()
+    alone.size, alone.close = 3, lambda: None
+    monkeypatch.setattr(training, "Ranks", lambda: alone)
+    cfg = filled(Config(batch=16, generations=4, out=tmp_path / "run"), "pocket")
+    with pytest.raises(UserError, match="4 prompts a step cannot be shared by 3 ranks: change --batch"), training.Training(cfg):
+        pass
+    assert not (tmp_path / "run").exists()
+
 
 HEAD = """
 import os, sys, torch

@@ -131,6 +131,16 @@ def test_identical_sides_do_not_separate(pocket, pocket_tokenizer, pairs):
         vh.extract(pocket, pocket_tokenizer, same, 10, 16)
 
 
+def test_a_direction_that_is_extracted_again_keeps_its_layers(pocket, pocket_tokenizer, pairs):
+    """cos(d_0, d_t) is to fall because the concept moved, not because another layer separates better; nor need it separate."""
+    first = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16)
+    for best in (1, 2, 3, 4):
+        again = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16, again=dataclasses.replace(first, best_layer=best))
+        assert again.best_layer == best and again.layers == first.layers
+    same = [pairs_of.Pair(p.problem, p.clean, p.clean) for p in pairs]
+    assert vh.extract(pocket, pocket_tokenizer, same, 10, 16, again=first).accuracy <= 0.9
+
+
 def test_saved_and_loaded_is_the_same(pocket, pocket_tokenizer, pairs, tmp_path):
     hack = vh.extract(pocket, pocket_tokenizer, pairs, 10, 16)
     vh.save(hack, tmp_path / "v.safetensors", "pocket")

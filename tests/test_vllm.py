@@ -431,6 +431,7 @@ def test_vllm_takes_the_vocabulary_limit_of_the_runner_in_use(runner):
     built as that runner builds it, and gives padding ids no mass. No card is needed for any of it."""
     from types import SimpleNamespace
 
+    from vllm import SamplingParams
     from vllm.v1.sample import logits_processor as first
     from vllm.v1.worker.gpu.sample import logits_processor as second
 
@@ -448,6 +449,9 @@ def test_vllm_takes_the_vocabulary_limit_of_the_runner_in_use(runner):
         out = processor.apply(logits, None)
     else:
         assert issubclass(ours, first.LogitsProcessor) and not issubclass(others, first.LogitsProcessor)
+        first.validate_logits_processors_parameters([ours], SamplingParams())
+        with pytest.raises(ValueError, match="VocabLimit"):
+            first.validate_logits_processors_parameters([others], SamplingParams())
         out = ours(config, torch.device("cpu"), False).apply(logits)
     assert out.tolist() == [[0, 0, 0, -torch.inf, -torch.inf]] * 2
 
