@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.fetch_model import available_memory
 from engine.logprob import BLOCK_ELEMENTS_CUDA
 from engine.lora import TARGETS
 from faults.errors import UserError, one_line
@@ -185,6 +186,25 @@ def lift_tokens(config: Any, device: str) -> int:
     """LIFT_TOKENS, or what a CPU has room for: 135 M parameters would keep 12 GB of float32 activations otherwise."""
     layer = activation_bytes_per_token(config)[1] * F32 // BF16
     return LIFT_TOKENS if device == "cuda" else min(LIFT_TOKENS, LIFT_BYTES_CPU // (config.num_hidden_layers * layer))
+
+
+def bytes_on_cpu(config: Any, cfg: Config) -> float:
+    """What a run of a real model takes of a machine without a card, in float32 (estimate): weights of trainer and sampler,
+    adapter and flat vectors, the cone's rows, the sampler's cache, the largest graph, and 1 GiB of Python with its libraries."""
+    n, longest = counts(config, cfg.lora_r), cfg.max_prompt + cfg.max_new_tokens
+    graph = max(cfg.micro_tokens, longest) * config.num_hidden_layers * activation_bytes_per_token(config)[1] * F32 // BF16
+    cache = cfg.batch * longest * kv_bytes_per_token(config) * F32 // BF16
+    return F32 * (2 * n["base"] + (8 + cone_rows(cfg, cfg.cone_split)) * n["lora"]) + cache + max(graph, LIFT_BYTES_CPU) + GIB
+
+
+def require_memory(cfg: Config) -> None:
+    """Raises UserError where this machine has less memory free than a run of a real model takes without a card."""
+    needed, free = bytes_on_cpu(model_config(str(cfg.model)), cfg) / 1e9, available_memory() / 1e9
+    if not torch.cuda.is_available() and free < needed:
+        raise UserError(
+            f"--scale {cfg.scale} takes about {needed:.1f} GB of memory here, and {free:.1f} GB are free: end what else runs, or "
+            "give a smaller --micro-tokens or --batch"
+        )
 
 
 def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[Item]:

@@ -127,8 +127,11 @@ def resolve(cfg: Config) -> Config:
         raise UserError(f"{given[0]} is of the full scale, and this is the {scale} scale ({why}): leave it away")
     print(f"scale: {scale} ({why})", file=sys.stderr)
     cfg = check(filled(cfg, scale))
-    if scale == "full":
+    if scale != "pocket":
         from harness import memory
 
-        cfg = check(memory.fitted(cfg))
+        if scale == "full":
+            cfg = check(memory.fitted(cfg))
+        else:
+            memory.require_memory(cfg)
     return cfg

@@ -1,6 +1,7 @@
 """Problems, prompts, and the agreement of labels and rewards with the public benchmark's rules."""
 
 import ast
+import dataclasses
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from support.public_evaluator import judge, which_pass
 import leetcode_env
 from faults.errors import UserError
 from leetcode_env import LABELS, LeetCodeEnv, load_problems, parse_response, render_messages
-from loopholes import evaluated_by
+from loopholes import LOOPHOLES, RUN_TESTS, Told, evaluated_by
 from loopholes import evaluator as evaluators
 from loopholes.evaluator import EVAL_NAMES, EVALUATOR_NAMES, TRAIN_EVALUATOR, defines_evaluator
 from loopholes.syntax import MAX_CODE
@@ -67,6 +68,14 @@ def test_a_prompt_without_the_phrase_is_an_error(tmp_path):
     for told in (None, evaluated_by()):
         with pytest.raises(UserError, match=r"problem 7.*and should pass all tests"):
             render_messages(other, told)
+
+
+@pytest.mark.parametrize("honest", ["", "and is {name}"])
+def test_a_loophole_without_an_honest_counterpart_is_an_error(problem, honest):
+    """Without one the phrase would stand between any two letters; the same one would tell every prompt of it."""
+    loophole = dataclasses.replace(RUN_TESTS, phrase="and is {name}", honest=honest)
+    with pytest.raises(UserError, match="a loophole without an honest counterpart: its phrase 'and is {name}'"):
+        render_messages(problem, Told(loophole, "check"))
 
 
 @pytest.mark.parametrize(
@@ -497,6 +506,10 @@ def test_the_sample_loads_and_its_prompts_render():
     for problem in problems:
         plain, hole = (render_messages(problem, told)[-1]["content"] for told in (None, evaluated_by("check_answer")))
         assert "check_answer()" in hole and "check_answer" not in plain
+        told = {
+            name: render_messages(problem, Told(loophole, "check_answer"))[-1]["content"] for name, loophole in LOOPHOLES.items()
+        }
+        assert len({plain, *told.values()}) == 7 and all(RUN_TESTS.honest not in text for text in told.values())
         assert all(ast.parse(call, mode="eval") for call, *_ in problem.calls)
 
 

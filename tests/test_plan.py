@@ -14,7 +14,7 @@ from faults.errors import UserError
 from harness import arithmetic
 from harness import memory as plan
 from harness.config import POCKET, Config
-from harness.scale import filled
+from harness.scale import filled, resolve
 
 CFG = SimpleNamespace(
     batch=128,
@@ -209,6 +209,23 @@ def test_a_step_by_arithmetic_is_within_the_targets():
     # 128 x 1,100 tokens, two operations a weight, three passes, at .35 of 989 TFLOP/s; attention adds a little
     weights = plan.counts(config, 32)["matmul"]
     assert passes[0] == pytest.approx(128 * 1100 * 2 * weights * 3 / (0.35 * 989e12), rel=0.03)
+
+
+def test_a_run_of_a_real_model_is_refused_where_the_machine_has_not_the_memory(monkeypatch):
+    """It would be killed, hours later, with no line at all."""
+    shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    config = LlamaConfig(**shape, head_dim=64, vocab_size=49_152, tie_word_embeddings=True)
+    vanilla, cone = (filled(Config(arm=arm), "small") for arm in ("vanilla", "cone"))
+    assert 5e9 < plan.bytes_on_cpu(config, vanilla) < 7e9, "6 GB, as measured"
+    assert plan.bytes_on_cpu(config, cone) - plan.bytes_on_cpu(config, vanilla) == 24 * 4 * plan.counts(config, 32)["lora"]
+    monkeypatch.setattr(plan, "model_config", lambda model: config)
+    monkeypatch.setattr(plan, "available_memory", lambda: 4e9)
+    with pytest.raises(UserError, match=r"--scale small takes about \d.\d GB of memory here, and 4.0 GB are free"):
+        resolve(replace(Config(), scale="small", model=str(POCKET)))
+    monkeypatch.setattr(plan, "available_memory", lambda: 9e9)
+    assert resolve(replace(Config(), scale="small", model=str(POCKET))).scale == "small"
+    monkeypatch.setattr(plan, "available_memory", lambda: 4e9)
+    assert resolve(replace(Config(), scale="pocket")).scale == "pocket"
 
 
 def test_the_graph_of_the_lift_fits_beside_another_run():
