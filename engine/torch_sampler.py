@@ -111,11 +111,12 @@ class TorchSampler:
         return found
 
     def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits [rows, vocab] of the next token after ids [rows, new], float32; the cache takes them in."""
-        out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        return out.logits[:, -1, : self.vocab].float()
+        """Logits [rows, vocab] of the next token after ids [rows, new], float32; the cache takes them in.
+
+        The head is applied here, to the last states alone and as one product: of the slice that a model's own forward takes of a
+        prompt's states, oneDNN makes a product a row, each with a copy of the head."""
+        out = self.model.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        return self.model.lm_head(out.last_hidden_state[:, -1])[:, : self.vocab].float()
 
     def _rollouts(self, prompts: list[list[int]], steps: list[tuple[Tensor, ...]]) -> list[Rollout]:
         """What was drawn, read back from the device once, row by row."""

@@ -312,6 +312,16 @@ def test_the_sampler_has_its_own_generator_and_is_seeded(model):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_head_sees_the_last_states_alone_as_one_matrix(base):
+    """A slice of all states would be a product a prompt to oneDNN, each with a copy of the head: gigabytes for a real model."""
+    seen = []
+    base.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    sampler = TorchSampler(base, Tokenizer(), copied=False)
+    sampler.generate([[5, 6, 7], [8, 9]], n=2, temperature=0.7, max_new_tokens=2, seed=0)
+    width = base.config.hidden_size
+    assert seen[0] == (2, width) and all(len(shape) == 2 for shape in seen)
+
+
 def test_left_padding_and_dropped_rows_change_no_greedy_token():
     sampler = TorchSampler(tiny_qwen3(), Tokenizer())
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14, 15], [20]]
