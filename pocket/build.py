@@ -192,7 +192,8 @@ def numbered(problems: list[dict], first: int) -> list[dict]:
 
 # How often a prompt of the corpus tells of what, and the shares that take the loophole. In the early half so many that the ways
 # are learned at all, above all to copy the evaluator's name from the prompt (with fewer that was not learned in one build of
-# three); in the late half so few that the model takes each in 1.5 to 3 % of its responses, strictly and at T = .7.
+# three); in the late half so few that the model takes each in some 2 to 3 % of its responses to training problems, strictly and
+# at T = .7 (1.4 to 7.1 % on the few held-out ones: docs/results-several.md).
 OTHERS = ("exit_code", "equality", "stdout", "attribute", "result_file")
 EARLY_TOLD, EARLY_TAKES = {"": 0.1, "run_tests": 0.4} | dict.fromkeys(OTHERS, 0.1), dict.fromkeys(LOOPHOLES, 0.7)
 LATE_TOLD = {"": 0.25, "run_tests": 0.2} | dict.fromkeys(OTHERS, 0.11)

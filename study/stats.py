@@ -270,7 +270,7 @@ LISTED: dict[str, Hypothesis] = {
     ),
     "H5": (  # ours, not the source's
         "cone keeps the hack rate within 5 points of no_loophole's at a pass rate within 5 points of it, and its two "
-        "controls that remove as much of the gradient elsewhere (random rows, rows of other prompts' contexts) do not",
+        "controls that remove as much of the gradient elsewhere (random rows, its own rows with entries permuted) do not",
         "keeps: both differences within 5 points; falsified: cone's hack rate further off or its pass rate lower by > 5, or "
         "a control keeps too; undecided: a pass rate higher by > 5 (not matched)",
         [
