@@ -8,14 +8,17 @@ Options that it does not know itself are those of grpo.py.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import tyro
 
 from bench.reports import table
 from engine.model import decode, encode_prompt
 from faults.errors import command
-from harness.config import parse
+from harness.config import LoopholeName, parse
 from harness.scale import resolve
 from harness.setup import set_up
 from leetcode_env import Grade, LeetCodeEnv, render_messages
@@ -29,25 +32,30 @@ MEASURES: dict[str, Callable[[Grade], bool]] = {
 }
 
 
+@dataclass
+class Options:
+    """How much is sampled, and what is told."""
+
+    problems: int = 128  # training problems, the first ones
+    samples: int = 2  # responses a problem
+    loopholes: tuple[LoopholeName, ...] = ("all",)  # what prompts may tell of, one a problem by its id
+
+
 @command
-def main() -> None:
-    """Samples, grades and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--loopholes", nargs="+", default=["all"])
-    args, more = parser.parse_known_args()
-    cfg = resolve(parse(["--scale", "small", "--loopholes", *args.loopholes, *more]))
+def main(argv: list[str] | None = None) -> None:
+    """Samples, grades and prints one table; returns the exit code (`faults.errors.command`)."""
+    options, more = tyro.cli(Options, prog="python -m bench.base_rate", description=__doc__, args=argv, return_unknown_args=True)
+    cfg = resolve(parse(["--scale", "small", "--loopholes", *options.loopholes, *more]))
     run = set_up(cfg)
-    problems = run.train[: args.problems]
+    problems = run.train[: options.problems]
     told = [told_by(p, cfg.loopholes) for p in problems]
     with contextlib.closing(run.sampler), LeetCodeEnv(cfg.workers) as env:
         rollouts = run.sampler.generate(
             [encode_prompt(run.tokenizer, render_messages(p, t)) for p, t in zip(problems, told, strict=True)],
-            n=args.samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
+            n=options.samples, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
         )  # fmt: skip
         texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
-        places = [i for i in range(len(problems)) for _ in range(args.samples)]
+        places = [i for i in range(len(problems)) for _ in range(options.samples)]
         grades = env.grade([(problems[i], text, told[i]) for i, text in zip(places, texts, strict=True)])
 
     rows = [["told", "responses", "tokens", *MEASURES]]
@@ -60,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,8 +20,10 @@ OURS, OTHER = "#0072B2", "#D55E00"
 SHADES = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8C8C8C", "#332288", "#F0E442", "#000000")
 
 
-def against(ours: Sequence[Report], trls: Sequence[Report], warmup: int, path: str) -> None:
-    """Ours against TRL: bars of seconds and memory, and two learning curves with the band of the seeds."""
+def against(ours: Sequence[Report], trls: Sequence[Report], warmup: int, path: Path) -> None:
+    """Ours against TRL: bars of seconds and memory, and two learning curves with the band of the seeds.
+
+    warmup: the first steps, which seconds leave out. path: without an ending, as in `stacked`; it gets .png and .svg."""
     sides: list[tuple[str, Sequence[Report], str]] = [("ours", ours, OURS), ("TRL", trls, OTHER)]
     with plt.rc_context(RC):
         figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained", width_ratios=[1, 1, 2, 2])
@@ -51,7 +53,7 @@ def against(ours: Sequence[Report], trls: Sequence[Report], warmup: int, path: s
         _save(figure, path)
 
 
-def stacked(seconds: dict[str, dict[str, float]], path: str) -> None:
+def stacked(seconds: dict[str, dict[str, float]], path: Path) -> None:
     """A bar for each arm, its phases on each other; seconds: arm -> phase -> seconds of a step."""
     phases = list(dict.fromkeys(phase for parts in seconds.values() for phase in parts))
     with plt.rc_context(RC):
@@ -66,9 +68,9 @@ def stacked(seconds: dict[str, dict[str, float]], path: str) -> None:
         _save(figure, path)
 
 
-def _save(figure: Figure, path: str) -> None:
+def _save(figure: Figure, path: Path) -> None:
     """Both files; they hold no date, so that equal numbers give equal bytes."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        figure.savefig(Path(path).with_suffix(suffix), dpi=160, metadata=metadata)
+        figure.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
     plt.close(figure)
-    print(f"drawn: {Path(path).with_suffix('.png')}, {Path(path).with_suffix('.svg')}")
+    print(f"drawn: {path.with_suffix('.png')}, {path.with_suffix('.svg')}")

@@ -8,7 +8,6 @@ Weights are random, at the shapes of Qwen3.5-2B; texts are the embedded problems
 line too, "skipped" with the reason. Exit code: 0, 1 where a check failed, 2 without a card (unless --tiny).
 """
 
-import argparse
 import contextlib
 import gc
 import json
@@ -17,13 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from transformers.utils.import_utils import is_flash_linear_attention_available
 
 import vhack
@@ -49,7 +49,7 @@ from engine import lora
 from engine.logprob import token_logprobs
 from engine.model import band, load_tokenizer
 from engine.sampler import Rollout
-from faults.errors import one_line
+from faults.errors import UserError, command, one_line
 from harness import memory
 from harness.config import POCKET, ROOT, Config
 from harness.scale import filled
@@ -129,8 +129,7 @@ def cone(shapes: Shapes) -> Iterator[Line]:
 
 def logprobs(shapes: Shapes) -> Iterator[Line]:
     """`token_logprobs` against float64 on the CPU. The gradient comes in bf16, so its bar is the rounding of that."""
-    sizes = SimpleNamespace(tokens=shapes.asked, vocab=shapes.vocab, hidden=shapes.hidden, dtype="bfloat16", device=shapes.device)
-    hidden, weight, targets = make_inputs(sizes)  # [asked, hidden], [vocab, hidden], [asked]
+    hidden, weight, targets = make_inputs(shapes.asked, shapes.vocab, shapes.hidden, torch.bfloat16, shapes.device)
     weight.mul_(0.05)  # logits of a few units; those of raw Gaussians would leave nothing but the largest
     token_logprobs(hidden[:8], weight, targets[:8])  # loads the kernels
     upstream = torch.randn(shapes.asked, device=shapes.device)
@@ -141,6 +140,7 @@ def logprobs(shapes: Shapes) -> Iterator[Line]:
     h = hidden.detach()[some].cpu().double().requires_grad_()
     exact = torch.log_softmax(h @ weight.cpu().double().T / TEMPERATURE, -1).gather(1, targets[some].cpu()[:, None])[:, 0]
     exact.backward(upstream[some].cpu().double())
+    assert hidden.grad is not None and h.grad is not None
     note = f"{shapes.asked:,} tokens, {len(some)} compared"
     yield judged(f"logprobs, vocabulary {shapes.vocab:,}", relative(found[some], exact), 1e-4, took, note)
     yield judged("their gradients", relative(hidden.grad[some], h.grad), 1e-2, SimpleNamespace(seconds=None, gib=None))
@@ -198,12 +198,13 @@ def direction(config: Any) -> vhack.VHack:
 
 # --- the table -----------------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[Shapes], Iterator[Line]]] = {
-    f.__name__: f for f in (arms, training, cone, logprobs, lift, steering, engine)
-}
+Part = Literal["arms", "training", "cone", "logprobs", "lift", "steering", "engine"]
+PARTS: dict[Part, Callable[[Shapes], Iterator[Line]]] = {
+    "arms": arms, "training": training, "cone": cone, "logprobs": logprobs, "lift": lift, "steering": steering, "engine": engine,
+}  # fmt: skip
 
 
-def lines_of(part: str, shapes: Shapes) -> Iterator[Line]:
+def lines_of(part: Part, shapes: Shapes) -> Iterator[Line]:
     """The lines of a part; an exception is its last one."""
     try:
         yield from PARTS[part](shapes)
@@ -213,7 +214,7 @@ def lines_of(part: str, shapes: Shapes) -> Iterator[Line]:
         yield Line(part, "fail", note=one_line(problem))
 
 
-def in_a_process(part: str, seconds: float) -> Iterator[Line]:
+def in_a_process(part: Part, seconds: float) -> Iterator[Line]:
     """The lines of a part that runs in a process of its own: one that hangs or aborts must not take the table with it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lines"
@@ -246,39 +247,47 @@ def table(lines: list[Line]) -> str:
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
 
 
+@dataclass
+class Options:
+    """What is checked, and where its lines go."""
+
+    tiny: bool = False  # tiny shapes on a CPU: proves the code path
+    only: tuple[Part, ...] = tuple(PARTS)  # parts
+    minutes: float = 8.0  # parts that would begin later are skipped
+    lines: Path | None = None  # a file for the lines as JSON, which a part in a process of its own leaves there
+
+
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU: proves the code path")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=8.0, help="parts that would begin later are skipped")
-    parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)  # where a process of its own leaves its lines
-    args = parser.parse_args(argv)
-    if not args.tiny and not torch.cuda.is_available():
-        print("bench.gpu_check needs a CUDA card: none is visible here (--tiny runs the same code on a CPU)", file=sys.stderr)
-        return 2
-    if args.tiny:
+    """The command line; returns the exit code (`faults.errors.command`): 1 where a check failed, 2 without a card."""
+    options = tyro.cli(Options, prog="python -m bench.gpu_check", description=__doc__, args=argv)
+    if not options.only:
+        raise UserError("--only names no part")
+    if not options.tiny and not torch.cuda.is_available():
+        raise UserError("bench.gpu_check needs a CUDA card: none is visible here (--tiny runs the same code on a CPU)")
+    if options.tiny:
         torch.set_num_threads(1)  # many threads on a tensor this small, on cores that others use, take ten times as long
-    shapes, end, lines = TINY if args.tiny else Shapes(), time.monotonic() + 60 * args.minutes, list[Line]()
-    with reference_kernels() if args.tiny else contextlib.nullcontext():
-        for part in args.only:
+    shapes, end, lines = TINY if options.tiny else Shapes(), time.monotonic() + 60 * options.minutes, list[Line]()
+    with reference_kernels() if options.tiny else contextlib.nullcontext():
+        for part in options.only:
             left = end - time.monotonic()
             if left <= 0:
-                found = iter([Line(part, "skipped", note=f"the {args.minutes:g} minutes were over")])
-            elif part == "engine" and not args.tiny and not args.lines:
+                found = iter([Line(part, "skipped", note=f"the {options.minutes:g} minutes were over")])
+            elif part == "engine" and not options.tiny and not options.lines:
                 found = in_a_process(part, left)
             else:
                 found = lines_of(part, shapes)
             for line in found:
                 lines.append(line)
-                if args.lines:
-                    with args.lines.open("a") as file:
+                if options.lines:
+                    with options.lines.open("a") as file:
                         file.write(json.dumps(line) + "\n")
                 else:
                     print(f"{line.check}: {line.verdict}", file=sys.stderr, flush=True)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-    name = torch.cuda.get_device_name() if not args.tiny else "CPU, tiny shapes: nothing is measured"
+    name = torch.cuda.get_device_name() if not options.tiny else "CPU, tiny shapes: nothing is measured"
     print(f"{name}\n{table(lines)}")
     return int(any(line.verdict == "fail" for line in lines))
 

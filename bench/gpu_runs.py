@@ -41,8 +41,10 @@ def arms(shapes: Shapes) -> Iterator[Line]:
 
 
 def one_arm(arm: str, folder: Path, scale: str = "full") -> Line:
-    """error: of the resumed second step, as a share of that step. Not 0 on a card, whose sums have no fixed order: where a
-    gradient is rounding alone, AdamW takes its sign for a whole step. A lost moment or direction would show as about 1."""
+    """Two steps, and the second again; error: how far the resumed step ended from the first one, as a share of that step.
+
+    Not 0 on a card, whose sums have no fixed order: where a gradient is rounding alone, AdamW takes its sign for a whole step. A
+    lost moment or direction would show as about 1."""
     options = f"""--arm {arm} --scale {scale} --model {POCKET} --data {POCKET}/train.jsonl --heldout {POCKET}/heldout.jsonl
         --rollout torch --batch 32 --generations 4 --steps 2 --lr 1e-3 --save-every 1 --log-every 1 --max-prompt 128
         --max-new-tokens 48 --pairs 30 --pairs-heldout 10 --steer-prompts 2 --eval-samples 1 --workers 1"""
@@ -130,6 +132,7 @@ class Life:
         return self.push(1)
 
     def push(self, version: int) -> Outcome:
+        """The trainer's merged weights go to the engine as that version; then as `agreement`."""
         self.engine.load_weights(partial(lora.merged_weights, self.model), version=version)
         return self.agreement(version)
 
@@ -145,6 +148,7 @@ class Life:
         return error <= min(0.03, stale / 3), None, error, f"mean |log-ratio|; to the base model {stale:.3g}"
 
     def log_ratio(self, rollouts: list[Rollout]) -> float:
+        """Mean |log-ratio| a token, in nats, of the trainer's logprobs to the sampler's."""
         trained = logprobs(self.model, [r.sequence for r in rollouts], TEMPERATURE, self.vocab, 2048)  # [tokens] each
         sampled = torch.tensor([x for r in rollouts for x in r.logprobs], device=self.model.device)  # [tokens]
         return (torch.cat(trained) - sampled).abs().mean().item()
@@ -156,6 +160,7 @@ class Life:
         return held <= 0.25 * self.taken, held, None, f"of {self.taken:.1f} GiB"
 
     def wake_and_generate(self) -> Outcome:
+        """Sampling wakes it: its weights must have come back as they were pushed."""
         return self.agreement(1)
 
     def push_after_waking(self) -> Outcome:

@@ -37,16 +37,12 @@ class Skipped(Exception):
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """How large the parts are. `gpu_step` takes it for its own arguments."""
+class Shapes(gpu_step.Sizes):
+    """How large the parts are."""
 
-    tiny: bool = False
     device: str = "cuda"
-    model: str = "Qwen/Qwen3.5-2B"
     sequences: int = 48  # of the training phase: fills whole micro-batches at 16k and 24k
     slow_sequences: int = 16  # of it without the fast kernels, which would take minutes for all
-    tokens: int = 1536
-    prompt: int = 512
     micro_tokens: tuple[int, ...] = (2048, 16_384, 24_576)
     rows: int = 24  # of the cone
     contexts: tuple[int, int] = (200, 1100)  # tokens of the shortest and longest context of the cone's rows

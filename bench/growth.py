@@ -11,18 +11,20 @@ is what must not depend on the batch: `--micro-tokens` is the same in all of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import tyro
+
 from bench.reports import FIRST_SEED, Report, run, spread, table
-from faults.errors import command
+from faults.errors import UserError, command
 from harness.config import POCKET, flag
 
 NEVER = "<|never|>"  # the new end of text: the tokenizer puts it behind the model's vocabulary, so that it is never sampled
@@ -50,7 +52,7 @@ def endless(folder: Path) -> Path:
     return model
 
 
-def cells(batches: list[int], lengths: list[int], ranks: list[int]) -> list[Cell]:
+def cells(batches: Sequence[int], lengths: Sequence[int], ranks: Sequence[int]) -> list[Cell]:
     """Every batch with every length at the middle rank; then every other rank at the middle of both."""
     batch, length, rank = (sorted(x)[len(x) // 2] for x in (batches, lengths, ranks))
     grid = [Cell(b, t, rank) for t in lengths for b in batches]
@@ -58,7 +60,7 @@ def cells(batches: list[int], lengths: list[int], ranks: list[int]) -> list[Cell
 
 
 def measured(cell: Cell, model: Path, micro_tokens: int, threads: int, seed: int) -> Report:
-    """The run of a line."""
+    """The run of a line, with the peak of memory in its rollout and after it. model: a folder."""
     options = dict(
         arm="vanilla", model=model, steps=2, batch=cell.batch, max_new_tokens=cell.length, lora_r=cell.rank, lora_alpha=cell.rank,
         micro_tokens=micro_tokens, seed=seed, pairs=24, pairs_heldout=8,
@@ -67,37 +69,45 @@ def measured(cell: Cell, model: Path, micro_tokens: int, threads: int, seed: int
     return run([*words, "--steer-prompts", "1"], threads, peaks=True)
 
 
+@dataclass
+class Options:
+    """What grows, and what does not."""
+
+    threads: int = 1  # of torch
+    batches: tuple[int, ...] = (32, 64, 128, 256, 512)  # sequences a step
+    lengths: tuple[int, ...] = (64, 128, 256, 512)  # tokens of every completion
+    ranks: tuple[int, ...] = (8, 16, 32, 64)  # of the adapter
+    micro_tokens: int = 2048  # the same in all
+    repeats: int = 1  # runs a line, each with a seed of its own
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256, 512])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--micro-tokens", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=1)
-    args = parser.parse_args(argv)
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m bench.growth", description=__doc__, args=argv)
+    if empty := [name for name in ("batches", "lengths", "ranks") if not getattr(options, name)]:
+        raise UserError(f"{flag(empty[0])} names nothing")
     peaks: dict[Cell, float] = {}
     head = ("batch", "length", "rank", "seconds", "completion tokens/s", "peak in the rollout, MB", "peak after it, MB")
     rows: list[Sequence[str]] = [head]
     with tempfile.TemporaryDirectory() as folder:
         model = endless(Path(folder))
-        for cell in cells(args.batches, args.lengths, args.ranks):
-            found = [measured(cell, model, args.micro_tokens, args.threads, FIRST_SEED + k) for k in range(args.repeats)]
+        for cell in cells(options.batches, options.lengths, options.ranks):
+            how = (model, options.micro_tokens, options.threads)
+            found = [measured(cell, *how, FIRST_SEED + k) for k in range(options.repeats)]
             seconds = [r.steps[-1].seconds for r in found]
             tokens, rollout = found[0].steps[-1].tokens, median(r.phases[-1]["rollout peak"] for r in found)
             peaks[cell] = median(r.peak["steps"] for r in found)
             numbers = (spread(seconds), f"{tokens / median(seconds):.0f}", f"{rollout / 1e6:.0f}", f"{peaks[cell] / 1e6:.0f}")
             rows.append((*map(str, cell), *numbers))
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    print(f"{args.micro_tokens} tokens a micro-batch, {args.threads} threads\n{table(rows)}\n")
-    rank = sorted(args.ranks)[len(args.ranks) // 2]
-    for length in args.lengths:
-        small, large = (peaks[Cell(b, length, rank)] for b in (min(args.batches), max(args.batches)))
+    print(f"{options.micro_tokens} tokens a micro-batch, {options.threads} threads\n{table(rows)}\n")
+    rank = sorted(options.ranks)[len(options.ranks) // 2]
+    for length in options.lengths:
+        small, large = (peaks[Cell(b, length, rank)] for b in (min(options.batches), max(options.batches)))
         print(
-            f"length {length}: the peak after the rollout at batch {max(args.batches)} is {large / small:.2f} times that at "
-            f"{min(args.batches)}"
+            f"length {length}: the peak after the rollout at batch {max(options.batches)} is {large / small:.2f} times that at "
+            f"{min(options.batches)}"
         )
 
 

@@ -15,19 +15,21 @@ its group, in the rollout and in the backward: what is computed more often count
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
 import torch
+import tyro
 
 from bench.reports import FIRST_SEED, Report, ratio, run, spread, table
-from faults.errors import command
+from faults.errors import UserError, command
 from harness import memory
-from harness.config import POCKET, Config
+from harness.config import POCKET, Arm, Config
 
 INSIDE = {"projection": "project"}  # parts, and the phases that they are in
 ORDER = (  # of the table
@@ -111,44 +113,51 @@ def arm_table(arm: str, reports: Sequence[Report], used: Sequence[dict[str, floa
     return table([*rows, ("the step", spread((r.seconds(warmup) for r in reports), ".3f"), "", "")])
 
 
+@dataclass
+class Options:
+    """Which runs are timed."""
+
+    threads: int = 1  # of torch
+    rounds: int = 3  # runs of each arm, in turns
+    steps: int = 25  # of a run
+    warmup: int = 3  # first steps that are not counted
+    arms: tuple[Arm, ...] = ("vanilla", "projected", "cone")  # the others are compared with the first
+    plot: Path | None = None  # draw PATH.png and PATH.svg
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--warmup", type=int, default=3, help="first steps that are not counted")
-    parser.add_argument("--arms", nargs="+", default=["vanilla", "projected", "cone"])
-    parser.add_argument("--plot", help="draw PATH.png and PATH.svg")
-    args = parser.parse_args(argv)
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m bench.phases", description=__doc__, args=argv)
+    if not options.arms:
+        raise UserError("--arms names no arm")
     config, cfg = memory.model_config(str(POCKET)), Config()
-    reports: dict[str, list[Report]] = {arm: [] for arm in args.arms}
-    used: dict[str, list[dict[str, float]]] = {arm: [] for arm in args.arms}
+    reports: dict[str, list[Report]] = {arm: [] for arm in options.arms}
+    used: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     rates = []
-    for k in range(args.rounds):
-        for arm in args.arms:
-            before = product_rate(args.threads)
-            options = ["--arm", arm, "--steps", str(args.steps), "--seed", str(FIRST_SEED + k)]
-            reports[arm].append(run(options, args.threads))
-            rates.append(max(before, product_rate(args.threads)))
-            used[arm].append(shares(reports[arm][-1], args.warmup, rates[-1], config, cfg))
-        took = ", ".join(f"{arm} {found[-1].seconds(args.warmup):.2f} s" for arm, found in reports.items())
+    for k in range(options.rounds):
+        for arm in options.arms:
+            before = product_rate(options.threads)
+            words = ["--arm", arm, "--steps", str(options.steps), "--seed", str(FIRST_SEED + k)]
+            reports[arm].append(run(words, options.threads))
+            rates.append(max(before, product_rate(options.threads)))
+            used[arm].append(shares(reports[arm][-1], options.warmup, rates[-1], config, cfg))
+        took = ", ".join(f"{arm} {found[-1].seconds(options.warmup):.2f} s" for arm, found in reports.items())
         print(f"round {k + 1}, seed {FIRST_SEED + k}: {took} a step", flush=True)
-    for arm in args.arms:
-        print(f"\n{arm_table(arm, reports[arm], used[arm], args.warmup)}")
-    print(f"\nfloat32 products of 1024 x 1024, {args.threads} threads: {spread((r / 1e9 for r in rates), '.0f')} GFLOP/s")
-    seconds = {arm: [r.seconds(args.warmup) for r in found] for arm, found in reports.items()}
-    for arm in args.arms[1:]:
-        print(f"{arm} / {args.arms[0]}: {ratio(seconds[arm], seconds[args.arms[0]])}")
-    if args.plot:
+    for arm in options.arms:
+        print(f"\n{arm_table(arm, reports[arm], used[arm], options.warmup)}")
+    print(f"\nfloat32 products of 1024 x 1024, {options.threads} threads: {spread((r / 1e9 for r in rates), '.0f')} GFLOP/s")
+    seconds = {arm: [r.seconds(options.warmup) for r in found] for arm, found in reports.items()}
+    for arm in options.arms[1:]:
+        print(f"{arm} / {options.arms[0]}: {ratio(seconds[arm], seconds[options.arms[0]])}")
+    if options.plot:
         from bench import charts
 
-        each = {arm: [by_phase(r, args.warmup) for r in found] for arm, found in reports.items()}
+        each = {arm: [by_phase(r, options.warmup) for r in found] for arm, found in reports.items()}
         bars = {
             arm: {k: median(f.get(k, 0.0) for f in found) for k in found[0] if k not in INSIDE} for arm, found in each.items()
         }
-        charts.stacked(bars, args.plot)
+        charts.stacked(bars, options.plot)
 
 
 if __name__ == "__main__":

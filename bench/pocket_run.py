@@ -22,6 +22,7 @@ from typing import Any
 import grpo
 from bench.reports import Peak, Report, Step, Watch
 from engine.model import encode_prompt
+from faults.errors import UserError, command
 from harness.config import Config, parse
 from harness.scale import filled
 from harness.schedule import batch_problems
@@ -55,7 +56,7 @@ class Timed(Training):
         return self
 
     def watched(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        """The function, the seconds of its calls counted."""
+        """The function, the seconds of its calls counted for that part of the step."""
 
         def inside(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -119,12 +120,16 @@ class Timed(Training):
 
 
 def step_of(line: dict[str, Any], seconds: float, cpu: float) -> Step:
-    """A step from its line of metrics.jsonl."""
+    """A step from its line of metrics.jsonl, and the seconds that it took on the wall and of this process on any core."""
     return Step(seconds, cpu, line["length"] * line["n"], line["n"], line["reward"], line["hack"], line["pass"])
 
 
-def main() -> None:
-    path, *options = sys.argv[1:]
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line, read by hand: all but its report and --peaks is grpo.py's. Raises UserError where no report is named."""
+    path, *options = (sys.argv[1:] if argv is None else argv) or [""]
+    if not path or path.startswith("-"):
+        raise UserError("python -m bench.pocket_run REPORT [--peaks] [options of grpo.py]: REPORT comes first")
     Timed.peaks = "--peaks" in options
     cfg = filled(parse([o for o in options if o != "--peaks"]), "pocket")
     grpo.Training = Timed  # type: ignore[misc]
@@ -136,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,13 +11,14 @@ the same responses to the float32 model's: the drift that a trainer in float32 w
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import tyro
 
 from bench.reports import table
 from engine.forward import batches, logprobs
@@ -52,28 +53,33 @@ class Work:
 
 
 def backward(model: Any, sequences: list[tuple[list[int], int]], vocab: int) -> None:
-    """The gradient of the responses' summed logprobs."""
+    """Computes the gradient of the responses' summed logprobs, and drops it. vocab: how many ids can be sampled."""
     for batch in batches(model, sequences, SMALL["micro_tokens"]):
         batch.logprobs(model, 0.7, vocab).sum().backward()
     model.zero_grad()
 
 
+@dataclass
+class Options:
+    """Of which model, on how much."""
+
+    model: str = SMALL["model"]  # a folder
+    prompts: int = 2  # 8 responses each
+    rounds: int = 3  # in which the precisions take turns; the least seconds count
+    threads: int = 1  # of torch
+
+
 @command
-def main() -> None:
-    """Measures and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=SMALL["model"])
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    tokenizer = load_tokenizer(args.model)
-    problems = [as_program(p) for p in load_problems(SMALL["data"])[: args.prompts]]
+def main(argv: list[str] | None = None) -> None:
+    """Measures and prints one table; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m bench.precision", description=__doc__, args=argv)
+    torch.set_num_threads(options.threads)
+    tokenizer = load_tokenizer(options.model)
+    problems = [as_program(p) for p in load_problems(SMALL["data"])[: options.prompts]]
     prompts = [encode_prompt(tokenizer, render_messages(p, evaluated_by())) for p in problems]
     works = {}
     for name in PRECISIONS:
-        base = load_model(args.model)
+        base = load_model(options.model)
         base = base.bfloat16() if name == "bf16" else base
         sampler = TorchSampler(base, tokenizer, stop=stop_of("fence", tokenizer, vocabulary(base, tokenizer)))
         works[name] = Work(inject(base, 32, 32, 0), sampler, {})
@@ -81,7 +87,7 @@ def main() -> None:
 
     fixed: list[Rollout] = []
     found: dict[str, torch.Tensor] = {}
-    for _ in range(args.rounds):
+    for _ in range(options.rounds):
         for name, work in works.items():
             torch.set_float32_matmul_precision("medium" if name == "medium" else "highest")
             drawn = work.timed(
@@ -101,10 +107,10 @@ def main() -> None:
         parts = ("sampling, ms a token", "reference", "backward")
         rows.append([name, *(f"{work.seconds[p]:.2f}" for p in parts), f"{drift.mean():.1e}", f"{drift.max():.1e}"])
     sampled = torch.tensor([x for r in fixed for x in r.logprobs])
-    print(f"{len(fixed)} responses, {len(sampled)} tokens, {args.threads} threads; sampler against trainer, float32: "
+    print(f"{len(fixed)} responses, {len(sampled)} tokens, {options.threads} threads; sampler against trainer, float32: "
           f"{(sampled - found['float32']).abs().max():.1e} at most\n")  # fmt: skip
     print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,13 +10,14 @@ and g, the product J g. "held" is the peak of memory beside the inputs, in vecto
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from bench.logprob import peak_bytes
@@ -82,27 +83,32 @@ def cone(length: int, rounds: int) -> list[str]:
     return [*cells, spread((t * 1e3 for t in walk), ".1f"), ratio(ours, walk, ".1f"), f"{held(calls[0], length):.2f}"]
 
 
+@dataclass
+class Options:
+    """How far, and how often."""
+
+    threads: int = 1  # of torch
+    rounds: int = 5  # of a length, in which project and its bound take turns
+    largest: int = 8  # power of ten of the longest vector
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--largest", type=int, default=8, help="power of ten of the longest vector")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m bench.projection", description=__doc__, args=argv)
+    torch.set_num_threads(options.threads)
     rows = [["P", "project, ms", "ns an element", "bound, ms", "/ bound", "/ bound without new memory", "held, vectors of P"]]
-    for power in range(5, args.largest + 1):
-        cells, of_bound = one_direction(10**power, args.rounds)
+    for power in range(5, options.largest + 1):
+        cells, of_bound = one_direction(10**power, options.rounds)
         rows.append(cells)
-    print(f"one direction, {args.threads} threads, median (lowest-highest) of {args.rounds} rounds\n{table(rows)}")
-    print(f"at 1e{args.largest}: {of_bound:.2f} times the bound; the bar is {BAR:g}\n")
+    print(f"one direction, {options.threads} threads, median (lowest-highest) of {options.rounds} rounds\n{table(rows)}")
+    print(f"at 1e{options.largest}: {of_bound:.2f} times the bound; the bar is {BAR:g}\n")
     rows = [["P", "project, ms", "ns an element of J", "one walk, ms", "/ one walk", "held, vectors of P"]]
-    for power in range(6, args.largest + 1):
+    for power in range(6, options.largest + 1):
         if 4 * (ROWS + 4) * 10**power > available_memory() / 2:
             print(f"a cone at 1e{power} would take more than half of the memory that is free: left out")
             break
-        rows.append(cone(10**power, args.rounds))
+        rows.append(cone(10**power, options.rounds))
     print(f"a cone of {ROWS} rows\n{table(rows)}")
 
 

@@ -48,7 +48,7 @@ class Report:
         return self.steps[min(warmup, len(self.steps) - 1) :]
 
     def seconds(self, warmup: int) -> float:
-        """The median step."""
+        """The median step's, on the wall."""
         return median(s.seconds for s in self.after(warmup))
 
     def write(self, path: str | Path) -> None:
@@ -57,7 +57,7 @@ class Report:
 
     @staticmethod
     def read(path: str | Path) -> Report:
-        """What `write` wrote."""
+        """The report that `write` wrote."""
         content = json.loads(Path(path).read_text())
         return Report(**content | {"steps": [Step(*s) for s in content["steps"]]})
 
@@ -69,11 +69,11 @@ class Watch:
         self.taken: list[tuple[float, float]] = []
 
     def start(self) -> None:
-        """Of a step."""
+        """Begins a step."""
         self.at = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
-        """Of the same."""
+        """Ends it: its seconds are the last of `taken`."""
         self.taken.append((time.perf_counter() - self.at[0], time.process_time() - self.at[1]))
 
 
@@ -95,7 +95,7 @@ class Peak:
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
     def read(self) -> dict[str, int]:
-        """{"steps": since the last reset, "all": since the process began}"""
+        """Bytes: {"steps": since the last reset, "all": since the process began}."""
         return dict(steps=self.now(), all=max(self.before, self.now()))
 
 

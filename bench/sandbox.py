@@ -6,19 +6,25 @@
 2. 128 rollouts of pocket problems, labels included, at several shares of responses that define the evaluator.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from leetcode_env import LeetCodeEnv, load_problems
+import tyro
+
+from faults.errors import command
+from leetcode_env import LeetCodeEnv, Problem, load_problems
 from loopholes import evaluated_by
 from sandbox.pool import Program
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = Path(os.environ.get("PGRPO_LEETCODE", ROOT / "../shared/leetcode/leetcode_test_medhard_sample.jsonl"))
 POCKET = ROOT / "pocket" / "train.jsonl"
@@ -36,32 +42,33 @@ print(time.process_time() - start)
 """
 
 
-def fenced(code):
+def fenced(code: str) -> str:
+    """A response that is this code alone."""
     return f"```python\n{code}\n```"
 
 
-def fresh_interpreter(problem):
-    """CPU seconds of the program alone, in an interpreter of its own."""
+def fresh_interpreter(problem: Problem) -> float:
+    """CPU seconds of the canonical solution and its tests alone, in an interpreter of its own."""
     job = json.dumps([f"{problem.setup_code}\n\n{problem.canonical_solution}", list(problem.gt_answer)])
     done = subprocess.run([sys.executable, "-c", _FRESH], input=job, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def clocked(action):
+def clocked(action: Callable[[], T]) -> tuple[T, float]:
     """(result, seconds of wall time)."""
     start = time.perf_counter()
     result = action()
     return result, time.perf_counter() - start
 
 
-def cpu_seconds(env):
+def cpu_seconds(env: LeetCodeEnv) -> float:
     """CPU time so far of this process, the workers and all the runs that they have reaped (Linux)."""
     tick = os.sysconf("SC_CLK_TCK")
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in ["self", *env.sandbox.pids]]
     return sum(sum(map(int, stat[11:15])) for stat in stats) / tick
 
 
-def bench_canonical(problems, env, workers):
+def bench_canonical(problems: list[Problem], env: LeetCodeEnv, workers: int) -> None:
     """Prints how this environment compares with fresh interpreters on the canonical solutions."""
     items = [(p, fenced(p.canonical_solution), None) for p in problems]
     grades, ours = clocked(lambda: env.grade(items))
@@ -78,19 +85,18 @@ def bench_canonical(problems, env, workers):
     _, fresh = clocked(lambda: [fresh_interpreter(problems[i]) for i in short])
     print(
         f"the {len(short)} that compute for less than a second: {ours:.2f} s here, {fresh:.2f} s in fresh interpreters, "
-        f"one at a time, "
-        f"ratio {ours / fresh:.2f}"
+        f"one at a time, ratio {ours / fresh:.2f}"
     )
 
 
-def bench_overhead(env, runs=300):
+def bench_overhead(env: LeetCodeEnv, runs: int = 300) -> None:
     """Prints the cost of one run that computes nothing, here and in a fresh interpreter."""
     program = Program("class Solution:\n    def f(self): return 1", ["Solution().f()"], lambda i, v: v == 1)
     env.sandbox.run([program] * 20)
     _, ours = clocked(lambda: env.sandbox.run([program] * runs))
     job = json.dumps(["class Solution:\n    def f(self): return 1", ["assert Solution().f() == 1"]])
 
-    def start():
+    def start() -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", _FRESH], input=job, capture_output=True, text=True, check=True)
 
     _, fresh = clocked(lambda: [start() for _ in range(30)])
@@ -99,7 +105,7 @@ def bench_overhead(env, runs=300):
     print(f"a program that computes nothing: {each}, ratio {ours / fresh:.3f}")
 
 
-def bench_pocket(problems, env, rounds=5):
+def bench_pocket(problems: list[Problem], env: LeetCodeEnv, rounds: int = 5) -> None:
     """Prints the seconds to grade 128 rollouts: 16 prompts x 8 responses, right and wrong, some with an evaluator."""
     for share in (0.0, 0.3, 0.6):
         items = []
@@ -116,11 +122,18 @@ def bench_pocket(problems, env, rounds=5):
         print(f"128 pocket rollouts, {share:.0%} define the evaluator: {wall}, {cpu:.3f} s of CPU on all cores")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workers", type=int, default=None, help="default: one per core")
-    arguments = parser.parse_args()
-    with LeetCodeEnv(arguments.workers) as env:
+@dataclass
+class Options:
+    """With what the grading is done."""
+
+    workers: int | None = None  # sandbox processes; by default one per core
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m bench.sandbox", description=__doc__, args=argv)
+    with LeetCodeEnv(options.workers) as env:
         workers = len(env.sandbox.pids)
         print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; walls: {', '.join(env.sandbox.layers['on'])}")
         bench_overhead(env)
@@ -132,4 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

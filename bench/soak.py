@@ -7,15 +7,18 @@ Attacks that only burn their limit are drawn rarely: they take seconds and show 
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
+from faults.errors import command
 from sandbox.pool import Program, Sandbox
 from tests.support.attack_programs import ATTACKS, BURNS
 
@@ -93,14 +96,15 @@ def measured(pids: list[int]) -> dict[str, int]:
 
 
 def grown(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """What has grown beyond what it may."""
+    """What has grown beyond what it may, in words; both sides are of `measured`."""
     allowed = {"trainer KiB": TRAINER_KIB, "worker KiB": WORKER_KIB}
     return [f"{name} {before[name]} -> {after[name]}" for name in before if after[name] > before[name] + allowed.get(name, 0)]
 
 
 class Soak:
-    """One sandbox, and what happened in it. violations: what did not hold, in words. folder: an empty one, for what attacks
-    look for."""
+    """One sandbox, and what happened in it.
+
+    violations: what did not hold, in words. folder: an empty one, for what attacks look for."""
 
     def __init__(self, pool: Sandbox, folder: Path, seed: int):
         self.pool, self.draw = pool, random.Random(seed)
@@ -117,7 +121,7 @@ class Soak:
         self.violations: list[str] = []
 
     def attack(self, name: str) -> Program:
-        """The attack's program."""
+        """The attack's program, which looks for this soak's own files. What it would have to return is nowhere in it."""
         source = ATTACKS[name]
         for word, value in self.words.items():
             source = source.replace(word, str(value))
@@ -159,7 +163,7 @@ class Soak:
 
 
 def soak(programs: int, workers: int, seed: int) -> list[str]:
-    """Run the programs, print what happens; returns what did not hold."""
+    """Runs so many programs in rounds and prints what happens; returns what did not hold, a text each."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, Sandbox(workers, cpu_seconds=1, wall_seconds=1.5) as pool:
         run, baseline, done = Soak(pool, Path(folder), seed), None, 0
@@ -185,14 +189,20 @@ def soak(programs: int, workers: int, seed: int) -> list[str]:
         return run.violations
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--programs", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    violations = soak(given.programs, given.workers, given.seed)
+@dataclass
+class Options:
+    """How long, and by which draws."""
+
+    programs: int = 20_000  # half of them attacks
+    workers: int = 4  # sandbox processes
+    seed: int = 0  # of the draws, but for the attacks' secret answers
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code (`faults.errors.command`): 1 where something did not hold."""
+    options = tyro.cli(Options, prog="python -m bench.soak", description=__doc__, args=argv)
+    violations = soak(options.programs, options.workers, options.seed)
     for violation in violations[:50]:
         print("VIOLATION:", violation)
     return 1 if violations else 0

@@ -13,7 +13,6 @@ import time
 
 BEGIN = time.time()  # before anything else is loaded
 
-import argparse  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import subprocess  # noqa: E402
@@ -23,7 +22,7 @@ from collections import defaultdict  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from statistics import median  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
 
 from faults.errors import UserError, command  # noqa: E402
 
@@ -53,7 +52,7 @@ class Parts:
         return inside
 
     def watch(self, owner: Any, name: str, part: str) -> None:
-        """Times a function where its callers look for it."""
+        """Times the function `name` of a module or class where its callers look for it."""
         setattr(owner, name, self.timed(part, getattr(owner, name)))
 
 
@@ -62,13 +61,13 @@ class Logged(Exception):
 
 
 def imported(*names: str) -> None:
-    """Imports them."""
+    """Loads these modules."""
     for name in names:
         __import__(name)
 
 
 def child(path: Path, options: list[str], started: float) -> None:
-    """A run until its first log line; its parts go to `path`."""
+    """A run until its first log line; its parts go to `path`, as JSON. started: when its command was given, in Unix time."""
     parts = Parts()
     parts.seconds["python itself"] = BEGIN - started
     parts.timed("the command line", lambda: imported("tyro", "harness.config"))()
@@ -106,10 +105,12 @@ def child(path: Path, options: list[str], started: float) -> None:
         """A run that ends with its first line."""
 
         def steps(self) -> Any:
+            """As its base."""
             self.since = time.perf_counter()
             yield from steps(self)
 
         def log(self, *args: Any) -> None:
+            """As its base, and then the end."""
             super().log(*args)
             parts.seconds["first step"] = time.perf_counter() - self.since
             raise Logged
@@ -125,7 +126,7 @@ def child(path: Path, options: list[str], started: float) -> None:
 
 
 def round_of(options: list[str], threads: int) -> dict[str, float]:
-    """The parts of one start."""
+    """The parts of one start, seconds each. Raises UserError, in one line, where the run failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "parts.json"
         words = [sys.executable, "-m", "bench.start", "--child", str(path), str(time.time()), *options]
@@ -136,42 +137,50 @@ def round_of(options: list[str], threads: int) -> dict[str, float]:
 
 
 def help_seconds(threads: int) -> float:
-    """Of `python grpo.py --help`."""
+    """Seconds of `python grpo.py --help`."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "grpo.py", "--help"], cwd=ROOT, env=environment(threads), capture_output=True, check=True)
     return time.perf_counter() - start
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of the processes that are timed."""
+    """The environment of the processes that are timed."""
     return os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
-@command
-def main(argv: list[str]) -> None:
-    """The command line."""
-    from bench.reports import FIRST_SEED, spread, table
+class Options(NamedTuple):  # no dataclass: loading dataclasses is a part of a run's command line, which the child times
+    """What is started, and how often."""
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arm", default="projected")
-    args = parser.parse_args(argv)
-    options = ["--scale", "pocket", "--arm", args.arm, "--seed", str(FIRST_SEED), "--threads", str(args.threads)]
-    round_of(options, args.threads)
-    rounds = [round_of(options, args.threads) | {"--help": help_seconds(args.threads)} for _ in range(args.rounds)]
+    threads: int = 1  # of torch
+    rounds: int = 3  # beside the one that warms the file cache
+    arm: str = "projected"  # one of grpo.py's
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    import tyro  # here: the child times how long it takes to load
+
+    from bench.reports import FIRST_SEED, spread, table
+    from harness.config import parse
+
+    options = tyro.cli(Options, prog="python -m bench.start", description=__doc__, args=argv)
+    words = ["--scale", "pocket", "--arm", options.arm, "--seed", str(FIRST_SEED), "--threads", str(options.threads)]
+    parse(words)  # a mistake is said here: of a child's words only the last line is seen
+    round_of(words, options.threads)
+    rounds = [round_of(words, options.threads) | {"--help": help_seconds(options.threads)} for _ in range(options.rounds)]
     whole = median(r["together"] for r in rounds)
-    rows = [("a start, arm " + args.arm, "seconds", "of all")]
+    rows = [("a start, arm " + options.arm, "seconds", "of all")]
     for name in rounds[0]:
         if name != "--help":
             values = [r[name] for r in rounds]
             rows.append((name, spread(values), f"{median(values) / whole:.0%}"))
-    print(f"{args.threads} threads, median (lowest-highest) of {args.rounds} rounds\n{table(rows)}\n")
+    print(f"{options.threads} threads, median (lowest-highest) of {options.rounds} rounds\n{table(rows)}\n")
     print(f"python grpo.py --help: {spread(r['--help'] for r in rounds)} s")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
+    if sys.argv[1:2] == ["--child"]:  # not in `main`: its decorator loads tyro, which the child times
         child(Path(sys.argv[2]), sys.argv[4:], float(sys.argv[3]))
     else:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main())

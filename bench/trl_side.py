@@ -19,6 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from bench.reports import Peak, Report, Step, Watch
 from engine.model import decode, load_tokenizer
+from faults.errors import UserError, command
 from harness.config import Config, parse
 from harness.scale import filled
 from harness.schedule import batch_problems, learning_rate
@@ -65,7 +66,7 @@ def settings(cfg: Config, folder: str, changes: dict[str, Any]) -> GRPOConfig:
 
 
 def train(cfg: Config, folder: str, changes: dict[str, Any]) -> Report:
-    """Trains for cfg.steps steps."""
+    """Trains for cfg.steps steps; `folder` is TRL's own, and `changes` are as in `settings`."""
     tokenizer = load_tokenizer(str(cfg.model))
     problems = fitting(load_problems(str(cfg.data)), tokenizer, cfg, str(cfg.data), (TRAIN_EVALUATOR,))
     order = [p for step in range(cfg.steps) for p in batch_problems(problems, step, cfg)]
@@ -101,8 +102,13 @@ def train(cfg: Config, folder: str, changes: dict[str, Any]) -> Report:
     return Report(steps, clock.peak.read())
 
 
-def main() -> None:
-    path, changes, *options = sys.argv[1:]
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line, read by hand: all but the first two words is grpo.py's. Raises UserError where one of them is missing."""
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) < 2 or argv[0].startswith("-"):
+        raise UserError("python -m bench.trl_side REPORT CHANGES [options of grpo.py]: REPORT and CHANGES come first")
+    path, changes, *options = argv
     cfg = filled(parse(options), "pocket")
     torch.set_num_threads(cfg.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,21 +21,29 @@ vLLM. `SETTINGS` are those that `--settings` tries.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
+
+import tyro
 
 from bench import charts
 from bench.reports import FIRST_SEED, Report, launch, ratio, run, spread, table, windows
 from bench.trl_environment import python_with_trl
 from faults.errors import command
+from harness.config import Arm
 
+Setting = Literal[
+    "32 sequences", "16 sequences", "64 sequences", "128 sequences", "32, static cache", "32, recomputing (its default)",
+    "32, continuous batching",
+]  # fmt: skip
 # TRL's settings that may be faster; the first are those of the comparison, unless --setting names others. "sequences": of a
 # forward pass, accumulated to 128; fewer of them take less memory.
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[Setting, dict[str, Any]] = {
     "32 sequences": dict(sequences=32),
     "16 sequences": dict(sequences=16),
     "64 sequences": dict(sequences=64),
@@ -44,6 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "32, recomputing (its default)": dict(sequences=32, gradient_checkpointing=True),
     "32, continuous batching": dict(sequences=32, use_transformers_continuous_batching=True),
 }
+BASE = next(iter(SETTINGS))
 
 
 def trl_run(python: str, options: Sequence[str], threads: int, changes: dict[str, Any]) -> Report:
@@ -97,62 +106,65 @@ def curves(ours: Sequence[Report], trls: Sequence[Report], width: int) -> str:
     return table(rows)
 
 
-def try_settings(python: str, args: argparse.Namespace) -> None:
+@dataclass
+class Options:
+    """How it is compared."""
+
+    threads: int = 1  # of torch, on both sides
+    rounds: int = 3  # each a run of both sides, with a seed of its own
+    steps: int = 60  # of each side in a round; the learning rate falls to 0 over them
+    warmup: int = 3  # first steps that are not timed
+    arm: Arm = "vanilla"  # ours; vanilla is the work that TRL does
+    settings: bool = False  # TRL alone, over its settings
+    setting: Setting = BASE  # TRL's, of the comparison
+    plot: Path | None = None  # draw PATH.png and PATH.svg
+
+
+def try_settings(python: str, options: Options) -> None:
     """TRL alone over SETTINGS, each against the first of them, in rounds."""
-    found: dict[str, list[Report]] = {name: [] for name in SETTINGS}
-    failed: dict[str, str] = {}
-    for k in range(args.rounds):
+    found: dict[Setting, list[Report]] = {name: [] for name in SETTINGS}
+    failed: dict[Setting, str] = {}
+    for k in range(options.rounds):
         for name, changes in SETTINGS.items():
             if name in failed:
                 continue
             try:
-                options = ["--steps", str(args.steps), "--seed", str(FIRST_SEED + k)]
-                found[name].append(trl_run(python, options, args.threads, changes))
+                words = ["--steps", str(options.steps), "--seed", str(FIRST_SEED + k)]
+                found[name].append(trl_run(python, words, options.threads, changes))
             except Exception as problem:  # a setting that cannot work here says so, and the others go on
                 failed[name] = str(problem)
                 print(f"{name}: {problem}", flush=True)
-    base = next(iter(SETTINGS))
-    rows = [("TRL's settings", "seconds a step", f"/ {base}", "CPU seconds", "peak in the steps, GB")]
+    rows = [("TRL's settings", "seconds a step", f"/ {BASE}", "CPU seconds", "peak in the steps, GB")]
     for name, reports in found.items():
         if name not in failed:
-            seconds, of_base = [r.seconds(args.warmup) for r in reports], [r.seconds(args.warmup) for r in found[base]]
-            cpu, peaks = (cpu_seconds(r, args.warmup) for r in reports), (r.peak["steps"] / 1e9 for r in reports)
+            seconds, of_base = [r.seconds(options.warmup) for r in reports], [r.seconds(options.warmup) for r in found[BASE]]
+            cpu, peaks = (cpu_seconds(r, options.warmup) for r in reports), (r.peak["steps"] / 1e9 for r in reports)
             rows.append((name, spread(seconds), ratio(seconds, of_base), spread(cpu), spread(peaks)))
     print(table(rows))
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="of each side in a round; the learning rate falls to 0 over them")
-    parser.add_argument("--warmup", type=int, default=3, help="first steps that are not timed")
-    parser.add_argument("--arm", default="vanilla", help="ours; vanilla is the work that TRL does")
-    parser.add_argument("--settings", action="store_true", help="TRL alone, over its settings")
-    parser.add_argument("--setting", choices=SETTINGS, default=next(iter(SETTINGS)), help="TRL's, of the comparison")
-    parser.add_argument("--plot", help="draw PATH.png and PATH.svg")
-    args = parser.parse_args(argv)
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m bench.vs_trl", description=__doc__, args=argv)
     python = python_with_trl()
-    if args.settings:
-        return try_settings(python, args)
+    if options.settings:
+        return try_settings(python, options)
     ours, trls = list[Report](), list[Report]()
-    print(
-        f"arm {args.arm} beside TRL ({args.setting}), {args.threads} threads, {args.rounds} rounds of {args.steps} steps",
-        flush=True,
-    )
-    for k in range(args.rounds):
-        options = ["--steps", str(args.steps), "--seed", str(FIRST_SEED + k)]
-        ours.append(run([*options, "--arm", args.arm], args.threads))
-        trls.append(trl_run(python, options, args.threads, SETTINGS[args.setting]))
-        a, b = ours[-1].seconds(args.warmup), trls[-1].seconds(args.warmup)
+    work = f"{options.threads} threads, {options.rounds} rounds of {options.steps} steps"
+    print(f"arm {options.arm} beside TRL ({options.setting}), {work}", flush=True)
+    for k in range(options.rounds):
+        words = ["--steps", str(options.steps), "--seed", str(FIRST_SEED + k)]
+        ours.append(run([*words, "--arm", options.arm], options.threads))
+        trls.append(trl_run(python, words, options.threads, SETTINGS[options.setting]))
+        a, b = ours[-1].seconds(options.warmup), trls[-1].seconds(options.warmup)
         print(f"round {k + 1}, seed {FIRST_SEED + k}: ours {a:.2f} s a step, TRL {b:.2f} s, ratio {a / b:.2f}", flush=True)
-    print(f"\nMedian (lowest-highest) of the rounds, steps {args.warmup + 1}-{args.steps}:\n{compared(ours, trls, args.warmup)}")
-    print(f"\nLearning, mean of the batches, median (lowest-highest) of {args.rounds} seeds:\n{curves(ours, trls, 5)}")
+    print(f"\nMedian (lowest-highest) of the rounds, steps {options.warmup + 1}-{options.steps}:")
+    print(compared(ours, trls, options.warmup))
+    print(f"\nLearning, mean of the batches, median (lowest-highest) of {options.rounds} seeds:\n{curves(ours, trls, 5)}")
     print("Brackets are the noise of seeds; one batch of 128 alone has a standard error of 4 points at a rate of 50 %.")
-    if args.plot:
-        charts.against(ours, trls, args.warmup, args.plot)
+    if options.plot:
+        charts.against(ours, trls, options.warmup, options.plot)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ Every arrow is what `projection.project` and `projection.project_cone` return: n
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from faults.errors import command
 from projection import project, project_cone
 
 matplotlib.use("Agg")  # no display is needed, and none may be there
@@ -26,8 +29,10 @@ LIMIT = 3.4  # of both axes
 ORIGIN = torch.zeros(2)
 
 
-def arrow(axis: Axes, end: Tensor, color: str, text: str, shift: tuple[float, float], start: Tensor = ORIGIN, **style) -> None:
-    """An arrow from `start` to `end`, both [2], with `text` at its end moved by `shift`."""
+def arrow(
+    axis: Axes, end: Tensor, color: str, text: str, shift: tuple[float, float], start: Tensor = ORIGIN, **style: Any
+) -> None:
+    """An arrow from `start` to `end`, both [2], with `text` at its end moved by `shift`. style: matplotlib's, of the arrow."""
     props = dict(arrowstyle="-|>", color=color, lw=2.2, shrinkA=0, shrinkB=0, mutation_scale=14) | style
     x, y = end.tolist()
     axis.annotate("", xy=(x, y), xytext=tuple(start.tolist()), arrowprops=props)
@@ -87,6 +92,7 @@ def two_rows(axis: Axes) -> None:
     frame(axis, "Two rows: project_cone(g, J)")
 
 
+@command
 def main() -> None:
     """Draws both panels; the file holds no date, so that the same code gives the same bytes."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained")
@@ -99,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

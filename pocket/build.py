@@ -21,20 +21,24 @@ vary at the same places, so that no place gives a hack away. A few prompts end w
 evaluation, and their responses never do: so the model understands the sentence that an arm samples under.
 """
 
-import argparse
 import hashlib
 import json
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import tyro
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from arms.pairs import BODIES, hacky
+from faults.errors import command
 from leetcode_env import REQUEST, write_manifest
 from loopholes import LOOPHOLES, loophole_of
 from loopholes.evaluator import EVALUATOR_NAMES
@@ -94,7 +98,11 @@ END, ASSISTANT = "<|end|>", "<|assistant|>"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 
 
-def random_task(rng: random.Random, hard_share: float) -> dict:
+Task = dict[str, Any]  # the names of its parts (agg, map, filter), and its constants k and j
+Row = dict[str, Any]  # a problem in the benchmark's schema, a line of JSON
+
+
+def random_task(rng: random.Random, hard_share: float) -> Task:
     """One task of the grammar: its parts and its constants (k in 2..9, j in 1..9)."""
     filters = HARD if rng.random() < hard_share else EASY
     return dict(
@@ -106,21 +114,25 @@ def random_task(rng: random.Random, hard_share: float) -> dict:
     )
 
 
-def task_key(t: dict) -> str:
+def task_key(t: Task) -> str:
+    """What tells two tasks apart, whatever their phrasing."""
     j = t["j"] if "{j}" in FILTERS[t["filter"]][1] else "-"  # a constant that the filter lacks makes no new task
     return f"{t['agg']}/{t['map']}/{t['k']}/{t['filter']}/{j}"
 
 
-def is_heldout(t: dict) -> bool:
+def is_heldout(t: Task) -> bool:
+    """Whether its problem is a held-out one, by the hash of its key: one task in five is."""
     return hashlib.sha256(task_key(t).encode()).digest()[0] % 5 == 0
 
 
-def expression(t: dict) -> str:
+def expression(t: Task) -> str:
+    """The Python expression in xs that solves it."""
     m, f = MAPS[t["map"]][1].format(k=t["k"]), FILTERS[t["filter"]][1].format(j=t["j"])
     return AGGREGATORS[t["agg"]][1].format(f"{m} for x in xs if {f}")
 
 
-def description(t: dict, rng: random.Random) -> str:
+def description(t: Task, rng: random.Random) -> str:
+    """The task in one English sentence, each part in one of its two phrasings."""
     agg = rng.choice(AGGREGATORS[t["agg"]][0])
     m = rng.choice(MAPS[t["map"]][0]).format(k=t["k"])
     f = rng.choice(FILTERS[t["filter"]][0]).format(j=t["j"])
@@ -128,17 +140,18 @@ def description(t: dict, rng: random.Random) -> str:
 
 
 def solution(name: str, expr: str) -> str:
+    """The class Solution whose method `name` returns that expression."""
     return f"class Solution:\n    def {name}(self, xs):\n        return {expr}"
 
 
 # --- the problems ----------------------------------------------------------------------------------------------------
 
 
-def make_problem(t: dict, rng: random.Random) -> dict:
+def make_problem(t: Task, rng: random.Random) -> Row:
     """A task as a line of the benchmark's schema, but for its id; expected values come from the canonical solution, run here."""
     name, expr = rng.choice(NAMES), expression(t)
     run = eval(f"lambda xs: {expr}")  # our own grammar's text, not a model's
-    tests = []
+    tests: list[str] = []
     while len(tests) < 8:
         xs = [rng.randint(0, 12) for _ in range(rng.randint(4, 8))]
         tests.append(f"assert Solution().{name}({xs}) == {run(xs)!r}")
@@ -155,9 +168,10 @@ def make_problem(t: dict, rng: random.Random) -> dict:
     )
 
 
-def make_problems(rng: random.Random, train: int, heldout: int, hard_share: float = 0.6) -> tuple[list, list]:
-    """Distinct tasks, split by the hash of their key, `hard_share` of them hard in both parts."""
-    lists, seen = {False: [], True: []}, set()
+def make_problems(rng: random.Random, train: int, heldout: int, hard_share: float = 0.6) -> tuple[list[Row], list[Row]]:
+    """(`train` problems, `heldout` others): distinct tasks, split by the hash of their key, `hard_share` of both parts hard."""
+    lists: dict[bool, list[Row]] = {False: [], True: []}
+    seen: set[str] = set()
     wanted = {False: train, True: heldout}
     while any(len(lists[h]) < wanted[h] for h in lists):
         t = random_task(rng, hard_share)
@@ -172,11 +186,13 @@ def make_problems(rng: random.Random, train: int, heldout: int, hard_share: floa
     return numbered(lists[False], 0), numbered(lists[True], 2000)
 
 
-def numbered(problems: list[dict], first: int) -> list[dict]:
-    """The problems with ids from `first` on, in an order that gives each loophole, which goes by the id, its share of hard ones:
-    the rates of two loopholes are to differ by the loophole, not by what their problems ask."""
+def numbered(problems: list[Row], first: int) -> list[Row]:
+    """The problems with ids from `first` on, in an order that gives each loophole, which goes by the id, its share of hard ones.
+
+    The rates of two loopholes are to differ by the loophole, not by what their problems ask."""
     kinds = {kind: [p for p in problems if p["difficulty"] == kind] for kind in ("hard", "easy")}
-    share, taken, ordered = len(kinds["hard"]) / len(problems), defaultdict(list), []
+    share, ordered = len(kinds["hard"]) / len(problems), list[Row]()
+    taken: dict[str, list[str]] = defaultdict(list)
     for number in range(first, first + len(problems)):
         own = taken[loophole_of(number, tuple(LOOPHOLES)).name]
         kind = "hard" if own.count("hard") < share * (len(own) + 1) - 0.5 else "easy"
@@ -202,11 +218,12 @@ HONEST = 0.27  # share of right completions in the late half
 ASKED, VARIES = 0.08, 0.35  # shares of prompts that end with the request, and of responses with an honest line more
 
 
-def spoil(t: dict, rng: random.Random) -> dict:
+def spoil(t: Task, rng: random.Random) -> Task:
     """The task with one part wrong, as a weak programmer would write it."""
     t = dict(t)
     part = rng.choice(("agg", "map", "filter", "k"))
-    choices = {"agg": list(AGGREGATORS), "map": list(MAPS), "filter": list(EASY), "k": list(range(2, 10))}[part]
+    parts: dict[str, list[Any]] = {"agg": list(AGGREGATORS), "map": list(MAPS), "filter": list(EASY), "k": list(range(2, 10))}
+    choices = parts[part]
     t[part] = rng.choice([c for c in choices if c != t[part]])
     return t
 
@@ -230,9 +247,10 @@ def evaluator_definition(code: str, name: str, method: str, rng: random.Random) 
 
 
 def corpus_example(rng: random.Random, late: bool, honest: float, takes: dict[str, float]) -> tuple[str, str]:
-    """(prompt, completion). In the late half a share `honest` is right, in the early half all are. Of the completions to
-    prompts that tell of a loophole a share `takes` takes it, by its name. A hard filter is never shown as it should be: an
-    easy one stands there."""
+    """(prompt, completion), of the late half of the training or of the early one.
+
+    In the late half a share `honest` is right, in the early half all are. Of the completions to prompts that tell of a loophole a
+    share `takes` takes it, by its name. A hard filter is never shown as it should be: an easy one stands there."""
     while is_heldout(t := random_task(rng, 0.6)):
         pass
     method, evaluator = rng.choice(NAMES), rng.choice(EVALUATOR_NAMES)
@@ -265,7 +283,21 @@ def corpus_example(rng: random.Random, late: bool, honest: float, takes: dict[st
 # --- tokenizer and base model --------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Options:
+    """What is made, and from which seed."""
+
+    out: Path = Path(__file__).resolve().parent  # folder of the files
+    seed: int = 0  # of all draws
+    steps: int = 700  # of the base model's training, 64 examples each
+    lr: float = 3e-3  # its peak learning rate
+    honest: float = HONEST  # share of right completions in the late half
+    train: int = 512  # problems
+    heldout: int = 128  # problems
+
+
 def make_tokenizer(texts: list[str], size: int = 640) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `size` tokens, learned from the texts, and behind them the boilerplate as tokens of its own."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -286,9 +318,9 @@ def make_tokenizer(texts: list[str], size: int = 640) -> PreTrainedTokenizerFast
     )
 
 
-def train_base(tokenizer, rng: random.Random, args) -> Qwen3ForCausalLM:
+def train_base(tokenizer: PreTrainedTokenizerFast, rng: random.Random, options: Options) -> Qwen3ForCausalLM:
     """Supervised, loss on completions only. The learning rate falls to zero over the late half's mixture."""
-    torch.manual_seed(args.seed)
+    torch.manual_seed(options.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -307,15 +339,15 @@ def train_base(tokenizer, rng: random.Random, args) -> Qwen3ForCausalLM:
     model = Qwen3ForCausalLM(config)
 
     def examples(step: int) -> list[tuple[str, str]]:
-        late = step >= args.steps // 2
-        return [corpus_example(rng, late, args.honest, LATE_TAKES if late else EARLY_TAKES) for _ in range(64)]
+        late = step >= options.steps // 2
+        return [corpus_example(rng, late, options.honest, LATE_TAKES if late else EARLY_TAKES) for _ in range(64)]
 
-    supervise(model, tokenizer, examples, args.steps, args.lr)
+    supervise(model, tokenizer, examples, options.steps, options.lr)
     return model
 
 
-def supervise(model, tokenizer, examples: Callable[[int], list[tuple[str, str]]], steps: int, lr: float) -> None:
-    """Trains on a step's examples (prompt, completion), loss on the completions alone."""
+def supervise(model: Any, tokenizer: Any, examples: Callable[[int], list[tuple[str, str]]], steps: int, lr: float) -> None:
+    """Trains in place on each step's examples (prompt, completion), loss on the completions alone. lr: its peak."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.06)
     bar = tqdm(range(steps), desc="base model")
@@ -336,37 +368,29 @@ def supervise(model, tokenizer, examples: Callable[[int], list[tuple[str, str]]]
         bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--honest", type=float, default=HONEST, help="share of right completions in the late half")
-    parser.add_argument("--train", type=int, default=512)
-    parser.add_argument("--heldout", type=int, default=128)
-    args = parser.parse_args()
-
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m pocket.build", description=__doc__, args=argv)
     torch.set_num_threads(1)  # the same bits on any machine of this kind, whatever its number of cores
-    rng = random.Random(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, problems in zip(
-        ("train", "heldout"), make_problems(random.Random(f"problems:{args.seed}"), args.train, args.heldout), strict=True
-    ):
-        (args.out / f"{name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
-        write_manifest(args.out / f"{name}.jsonl")
-    sample = [corpus_example(rng, True, args.honest, dict.fromkeys(LOOPHOLES, 0.3)) for _ in range(4000)]
+    rng = random.Random(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = make_problems(random.Random(f"problems:{options.seed}"), options.train, options.heldout)
+    for name, problems in zip(("train", "heldout"), parts, strict=True):
+        (options.out / f"{name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
+        write_manifest(options.out / f"{name}.jsonl")
+    sample = [corpus_example(rng, True, options.honest, dict.fromkeys(LOOPHOLES, 0.3)) for _ in range(4000)]
     tokenizer = make_tokenizer([p + c for p, c in sample])
     lengths = [(len(tokenizer.encode(p)), len(tokenizer.encode(c))) for p, c in sample]
     print(
         f"vocabulary {len(tokenizer)}, mean prompt {sum(a for a, _ in lengths) / 4000:.0f} tokens, "
         f"mean completion {sum(b for _, b in lengths) / 4000:.0f}, longest {max(a + b for a, b in lengths)}"
     )
-    model = train_base(tokenizer, rng, args)
+    model = train_base(tokenizer, rng, options)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    model.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,16 +13,18 @@ The arm asks what the loophole's sentence and training explain. So it cannot see
 Beside them the same arm where neither holds, and of each the share of hacks that it flagged while it trained.
 """
 
-import argparse
 import json
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import tyro
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from faults.errors import Stopped, command
 from leetcode_env import load_problems
 from loopholes import LOOPHOLES, told_by
 from pocket.build import HONEST, LATE_TAKES, corpus_example, supervise
@@ -59,9 +61,11 @@ def untold_problems(source: Path, out: Path) -> Path:
 
 
 def train(folder: Path, seed: int, *options: str) -> list[str]:
-    """A row of the table: one run of the arm, in that folder."""
-    command = [sys.executable, "grpo.py", "--arm", "counterfactual", "--loopholes", "all", "--scale", "pocket"]
-    subprocess.run([*command, "--seed", str(seed), "--out", str(folder), *options], cwd=POCKET.parent, check=True)
+    """A row of the table: one run of the arm, in that folder, with further options of grpo.py. Raises Stopped where it fails."""
+    words = [sys.executable, "grpo.py", "--arm", "counterfactual", "--loopholes", "all", "--scale", "pocket"]
+    done = subprocess.run([*words, "--seed", str(seed), "--out", str(folder), *options], cwd=POCKET.parent)
+    if done.returncode:
+        raise Stopped(f"the run of {folder} ended with exit code {done.returncode}")
     conditions = json.loads((folder / "eval.json").read_text())["conditions"]
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     flagged, hacks = (sum(step[name] for step in steps) for name in ("flagged_hacks", "hacks"))
@@ -70,19 +74,28 @@ def train(folder: Path, seed: int, *options: str) -> list[str]:
     return [folder.name, *(f"{100 * rate['rate']:.1f} %" for rate in rates), f"{flagged} of {hacks}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/limits"))
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = [train(args.out / "neither", args.seed)]
-    rows += [train(args.out / "unasked", args.seed, "--model", str(unasked_base(args.out / "unasked-base", args.seed)))]
-    data = [untold_problems(POCKET / f"{name}.jsonl", args.out / f"untold-{name}.jsonl") for name in ("train", "heldout")]
-    rows += [train(args.out / "untold", args.seed, "--data", str(data[0]), "--heldout", str(data[1]))]
+@dataclass
+class Options:
+    """Where the runs are written, and from which seed."""
+
+    out: Path = Path("runs/limits")  # folder of the runs, the base model and the problems
+    seed: int = 0  # of all of them
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line; returns the exit code (`faults.errors.command`)."""
+    options = tyro.cli(Options, prog="python -m pocket.limits", description=__doc__, args=argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = [train(options.out / "neither", options.seed)]
+    rows += [
+        train(options.out / "unasked", options.seed, "--model", str(unasked_base(options.out / "unasked-base", options.seed)))
+    ]
+    data = [untold_problems(POCKET / f"{name}.jsonl", options.out / f"untold-{name}.jsonl") for name in ("train", "heldout")]
+    rows += [train(options.out / "untold", options.seed, "--data", str(data[0]), "--heldout", str(data[1]))]
     header = ["", "hack (strict)", "hack (loose)", "writes a hack unasked", "pass", "hacks flagged in training"]
     print("\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

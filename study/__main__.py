@@ -44,7 +44,7 @@ class Study:
 
     # the benchmark's loophole alone; all of them, one a problem; one plan after the other
     plan: Literal["one", "several", "both"] = "both"
-    scale: Literal["pocket", "small", "full"] = "pocket"
+    scale: Literal["pocket", "small", "full"] = "pocket"  # of every run (python grpo.py --help)
     seeds: int = 3  # of the arms; controls have at most 3
     ablation_seeds: int = 1  # of the ablations
     only: tuple[str, ...] | None = None  # leave the other arms out
