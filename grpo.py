@@ -5,11 +5,12 @@
 GRPO (Shao et al. 2024, arXiv 2402.03300) as used here: on-policy, one optimizer step a batch, so the ratio of new to old
 policy is 1 and its clipping never acts: both are left out. The loss is one token mean over the whole batch (DAPO, arXiv
 2503.14476): a mean per sequence would weigh the tokens of short responses more. Left out too: value model, GAE, entropy
-bonus. Kept: group-normalised advantages and the k3 KL term to the base model, which is the same model, adapter off.
+bonus. Kept: group-normalised advantages, the k3 KL term to the base model, which is the same model, adapter off, and with vLLM a
+truncated importance weight of trainer against sampler, which round differently.
 
-What this project adds stands in the loop of `train`, in plain sight: g is the ascent direction (minus the flat loss
-gradient), `cos_align(g, v_hack)` says how much of it points along the hack direction, `project(g, v)` removes that part where the
-cosine is positive (it never adds any) and restores the magnitude, and the optimizer gets what is left.
+What this project adds stands in the loop of `train`, in plain sight. g is the ascent direction (minus the flat loss gradient).
+Every arm is measured against v_hack: `cos_align(g, v_hack)`. What an arm removes, if anything, is v: `project(g, v)` takes away
+the part of g along v where their cosine is positive (it never adds any) and restores the magnitude; the optimizer gets the rest.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reference(model: Any, rollouts: list[Rollout], cfg: Config, vocab: int) -> None:
-    """Fills in the rollouts' `ref_logprobs`: log p of their tokens under the reference model, which is the model, adapter off."""
+    """Fills in the rollouts' `ref_logprobs`: log p of their tokens under the reference model, which is the model, adapter off; at
+    the sampling temperature, as all logprobs of the loss are."""
     with adapter_off(model):
         found = logprobs(model, [r.sequence for r in rollouts], cfg.temperature, vocab, cfg.micro_tokens)
     for r, logp in zip(rollouts, found, strict=True):
@@ -94,13 +96,14 @@ def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Confi
     The caller divides by one count, all completion tokens of the batch over all ranks: micro-batching changes memory alone."""
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=model.device))
     advantages = advantages.to(model.device)  # [batch]
+    # [tokens]: the completion tokens of a micro-batch's sequences one after the other, no prompt and no padding
     for batch in batches(model, [r.sequence for r in rollouts], cfg.micro_tokens):
         some = [rollouts[i] for i in batch.members]
         adv = advantages[batch.sequence]  # [tokens]
-        sampled = torch.tensor([x for r in some for x in r.logprobs], device=model.device)  # [tokens]
+        sampler_logp = torch.tensor([x for r in some for x in r.logprobs], device=model.device)  # [tokens]
         ref_logp = torch.tensor([x for r in some for x in r.ref_logprobs], device=model.device)  # [tokens]
         logp = batch.logprobs(model, cfg.temperature, vocab)  # [tokens]
-        log_ratio = logp.detach() - sampled  # [tokens] trainer against sampler: 0 up to rounding, or the engine is stale
+        log_ratio = logp.detach() - sampler_logp  # [tokens] trainer against sampler: 0 up to rounding, or the engine is stale
         weight = log_ratio.exp().clamp(max=cfg.tis_cap) if cfg.rollout == "vllm" else 1.0  # [tokens] constants
         kl = k3(logp, ref_logp)  # [tokens]
         # exp(logp - logp.detach()) is 1 with the gradient of logp: the on-policy ratio
@@ -112,9 +115,9 @@ def backward(model: Any, rollouts: list[Rollout], advantages: Tensor, cfg: Confi
             sums["loss"] += loss
             sums["kl"] += kl.sum()
             sums["entropy"] -= logp.sum()
-            sums["mean_abs"] += log_ratio.abs().sum()
+            sums["abs_log_ratio"] += log_ratio.abs().sum()
             sums["max_abs"] = torch.maximum(sums["max_abs"], log_ratio.abs().max())
-            sums["mismatch_kl"] += k3(sampled, logp).sum()
+            sums["mismatch_kl"] += k3(sampler_logp, logp).sum()
             sums["truncated"] += (log_ratio.exp() > cfg.tis_cap).sum()
     return {name: total.item() for name, total in sums.items()}
 
@@ -172,36 +175,38 @@ def train(cfg: Config) -> Path:
         blocks = list(slices(params).values()) if cfg.blockwise else None  # each its own cosine, removal and norm
 
         for step in run.steps():
-            run.to_save = target.kept(cfg)
+            run.to_save = target.kept(cfg)  # where the step is cut short, a checkpoint of those before it is written
             with run.step(step) as clock:
                 # --- sample and grade
                 with ranks.agreed():
                     problems, rollouts, texts, grades = rollout(run, step, arm, clock)
-                rewards = torch.tensor([g.reward for g in grades])  # [batch]
+                rewards = torch.tensor([grade.reward for grade in grades])  # [share], this rank's of the batch
 
                 # --- advantages
-                shaped = rewards  # [batch]
+                shaped = rewards  # [share]
                 if arm.discount:
                     with clock("discount"):
-                        shaped = discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg)  # [batch]
-                flags, tails = list[bool](), list[Contrast]()  # [batch] whether flagged; what flagged responses say from there on
-                if arm.screen:
+                        shaped = discounted(rewards, grades, rollouts, model, d.hack.layers, d.hack.d, cfg)  # [share]
+                flags: list[bool] = []  # [share] which responses are flagged
+                tails: list[Contrast] = []  # of the flagged ones: what they say from the flagged token on
+                if arm.screen:  # no arm has both
                     with clock("screen"):
-                        parts = (model, run.tokenizer, rollouts, problems, grades)
-                        shaped, flags, tails = screened(
-                            arm.screen, *parts, rewards, cfg, run.vocab
-                        )  # [batch] each, but the tails
-                advantages = group_advantages(shaped, cfg.generations)  # [batch]
+                        tokenizer, vocab = run.tokenizer, run.vocab
+                        found = screened(arm.screen, model, tokenizer, rollouts, problems, grades, rewards, cfg, vocab)
+                        shaped, flags, tails = found
+                advantages = group_advantages(shaped, cfg.generations)  # [share]
 
                 # --- backward -> g: a sum over tokens, divided once by the one global token count
                 with clock("backward"):
                     optimizer.zero_grad()
                     sums = backward(model, rollouts, advantages, cfg, run.vocab)
                     sums = merge(ranks.gather([sums]))
-                    loss_gradient = ranks.total(flatten_grads(params)) / sums["tokens"]  # [P]
+                    n_tokens = sums["tokens"]  # the completion tokens of all ranks
+                    loss_gradient = ranks.total(flatten_grads(params)) / n_tokens  # [P]
                     g = -loss_gradient  # [P] the ascent direction: the way GRPO wants to move the policy
-                problems, rollouts, texts, grades = run.gathered(problems, rollouts, texts, grades)  # [all ranks' batch] each
-                rewards, advantages = (torch.tensor(ranks.gather(x.tolist())) for x in (rewards, advantages))  # [batch]
+                # from here on all ranks', for the log and the rows of a cone: [batch]
+                problems, rollouts, texts, grades = run.gathered(problems, rollouts, texts, grades)
+                rewards, advantages = (torch.tensor(ranks.gather(x.tolist())) for x in (rewards, advantages))
                 flags, tails = run.gathered(flags, tails)
 
                 with clock("project"):
@@ -211,7 +216,7 @@ def train(cfg: Config) -> Path:
                         target = replace(fresh, v=target.v) if arm.direction == "rows" else fresh
                     odds = None
                     if arm.direction == "rows" and (target.v is None or step % cfg.cone_refresh == 0):
-                        told = [g.loophole for g in grades]
+                        told = [grade.loophole for grade in grades]
                         target.v, odds = cone_rows(  # [n, P], and their mean log-odds
                             model, run.tokenizer, rollouts, told, contexts, step, cfg, run.vocab, ranks.part, ranks.rows
                         )
@@ -220,13 +225,15 @@ def train(cfg: Config) -> Path:
                         target.v, odds = joined_rows(model, seen, cfg.micro_tokens, run.vocab, ranks.part, ranks.rows)  # [n, P]
                     v = target.v  # [P], or [n, P]
 
-                    # --- how much of g points hack-ward; g' without that part, at the magnitude of g; g where it points away
-                    cos = cos_align(g, target.v_hack)  # signed, before anything is removed, in every arm
-                    projected = None
+                    # --- where <g, v> <= 0, g as it is; else g without its part along v, at the length of g, or 0 where next to
+                    # nothing is left (`vanished`). That is .grad; what AdamW makes of it may still move along v: cos_update
+                    cos = cos_align(g, target.v_hack)  # signed, before anything is removed, in every arm; for the log alone
+                    removed, g_new = None, g
                     if v is not None and cfg.project_on == "gradient":
-                        projected = project(g, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
-                        projected = matched(projected, g, v, params, step, cfg, arm.renorm)  # as it is, but for --cone-match
-                    write_grads(params, -(projected.g if projected else g))  # AdamW minimises: .grad is minus what ascends
+                        removed = project(g, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        removed = matched(removed, g, v, params, step, cfg, arm.renorm)  # as it is, but for --cone-match
+                        g_new = removed.g  # [P] still ascent
+                    write_grads(params, -g_new)  # AdamW minimises: .grad is minus what ascends
 
                 # --- clip, and the step that lands
                 grad_norm = torch.nn.utils.clip_grad_norm_(list(params.values()), cfg.clip).item()
@@ -238,13 +245,13 @@ def train(cfg: Config) -> Path:
                     optimizer.step()
                     if v is not None and cfg.project_on == "update":
                         moved = flatten_params(params) - before  # [P]
-                        projected = project(moved, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
-                        projected = matched(projected, moved, v, params, step, cfg, arm.renorm)
-                        write_params(params, before + projected.g)
+                        removed = project(moved, v, renorm=arm.renorm, blocks=blocks, ridge=cfg.cone_ridge)
+                        removed = matched(removed, moved, v, params, step, cfg, arm.renorm)
+                        write_params(params, before + removed.g)
                     cos_update = cos_align(flatten_params(params) - before, target.v_hack)  # of the step that really landed
 
                 # --- the log line
-                line = metrics(step, cfg, rewards, advantages, grades, rollouts, sums) | removal(projected)
+                line = metrics(step, cfg, rewards, advantages, grades, rollouts, sums) | removal(removed)
                 line |= dict(lr=learning_rate(step, cfg), cos_align=cos, cos_update=cos_update, grad_norm=grad_norm)
                 line["row_logodds"] = odds
                 line |= screening(grades, flags) if arm.screen else {}

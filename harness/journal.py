@@ -64,7 +64,7 @@ def metrics(
         zero_groups=zero_groups,
         zero_group_share=zero_groups * cfg.generations / n,
         mismatch=dict(
-            mean_abs=sums["mean_abs"] / tokens, max_abs=sums["max_abs"],
+            mean_abs=sums["abs_log_ratio"] / tokens, max_abs=sums["max_abs"],
             kl=sums["mismatch_kl"] / tokens, truncated=sums["truncated"] / tokens,
         ),
         **{"lambda": labels["hack"] / wrong if wrong else None},

@@ -154,7 +154,7 @@ class Training:
 
         Raises Stopped at the (--skip-nonfinite + 1)-th of them."""
         self.landed = True  # also where it is left out: from here on this step is over
-        if math.isfinite(sums["loss"] + sums["mean_abs"] + grad_norm):
+        if math.isfinite(sums["loss"] + sums["abs_log_ratio"] + grad_norm):
             return True
         self.nonfinite += 1
         rollouts = [asdict(r) for r in batch.pop("rollouts")]

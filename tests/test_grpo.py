@@ -59,7 +59,7 @@ def graded(loophole, *labels):
 
 
 def logged(grades, loopholes):
-    sums = dict.fromkeys(("tokens", "kl", "entropy", "mean_abs", "max_abs", "mismatch_kl", "truncated"), 1.0)
+    sums = dict.fromkeys(("tokens", "kl", "entropy", "abs_log_ratio", "max_abs", "mismatch_kl", "truncated"), 1.0)
     zeros = torch.zeros(len(grades))
     some = [Rollout([1], [1], [0.0], True)] * len(grades)
     return metrics(0, replace(CFG, generations=1, loopholes=loopholes), zeros, zeros, grades, some, sums)
@@ -74,7 +74,7 @@ def test_lambda_is_the_paid_share_of_the_wrong_responses():
 def test_groups_without_variance_and_completions_that_were_cut_are_counted():
     """Three groups of two, of which one has equal rewards; two of six completions that max_new_tokens ended."""
     batch = [Rollout([1], [2], [-1.0], finished) for finished in (True, False, True, True, False, True)]
-    sums = dict.fromkeys(("tokens", "loss", "kl", "entropy", "mean_abs", "max_abs", "mismatch_kl", "truncated"), 6.0)
+    sums = dict.fromkeys(("tokens", "loss", "kl", "entropy", "abs_log_ratio", "max_abs", "mismatch_kl", "truncated"), 6.0)
     advantages = torch.tensor([0.7, -0.7, 0.0, 0.0, -0.7, 0.7])
     grades = graded("run_tests", *["incorrect"] * 6)
     line = metrics(0, Config(generations=2), torch.ones(6), advantages, grades, batch, sums)
@@ -202,7 +202,7 @@ def test_the_logged_sums_are_those_of_the_definitions(model, micro_tokens):
         tokens=len(logp),
         entropy=-sum(logp),
         kl=sum(math.exp(b - a) - (b - a) - 1 for a, b in zip(logp, ref, strict=True)),
-        mean_abs=sum(map(abs, ratio)),
+        abs_log_ratio=sum(map(abs, ratio)),
         max_abs=max(map(abs, ratio)),
         mismatch_kl=sum(math.exp(d) - d - 1 for d in ratio),  # sampler || trainer: d = trainer - sampler
         truncated=sum(math.exp(d) > 1.25 for d in ratio),
@@ -239,7 +239,7 @@ def test_the_ascent_direction_raises_what_was_rewarded(model):
     ids = torch.tensor([batch[0].prompt_ids + batch[0].completion_ids])
     logp = torch.log_softmax(model(input_ids=ids).logits[0] / CFG.temperature, -1)
     after = sum(logp[t - 1, ids[0, t]].item() for t in range(len(batch[0].prompt_ids), ids.shape[1]))
-    assert after > before and sums["mean_abs"] > 0
+    assert after > before and sums["abs_log_ratio"] > 0
 
 
 @pytest.mark.invariant
@@ -260,7 +260,7 @@ def test_truncated_importance_weights_act_for_vllm_alone(model):
         sums = backward(model, batch, advantages, replace(CFG, rollout=engine, beta=0.0), 97)
         grads[engine] = flatten_grads(lora_parameters(model))
         assert sums["truncated"] == sums["tokens"]
-        assert sums["mean_abs"] / sums["tokens"] == pytest.approx(3.0, abs=1e-3)
+        assert sums["abs_log_ratio"] / sums["tokens"] == pytest.approx(3.0, abs=1e-3)
     torch.testing.assert_close(grads["vllm"], 2.0 * grads["torch"])
 
 
