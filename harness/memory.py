@@ -192,7 +192,8 @@ def bytes_on_cpu(config: Any, cfg: Config) -> float:
     """What a run of a real model takes of a machine without a card, in float32 (estimate): weights of trainer and sampler,
     adapter and flat vectors, the cone's rows, the sampler's cache, the largest graph, and 1 GiB of Python with its libraries."""
     n, longest = counts(config, cfg.lora_r), cfg.max_prompt + cfg.max_new_tokens
-    graph = max(cfg.micro_tokens, longest) * config.num_hidden_layers * activation_bytes_per_token(config)[1] * F32 // BF16
+    tokens = max(cfg.micro_tokens, longest, cone_tokens(config, cfg) // 2)  # a row's branches share half of them at least
+    graph = tokens * config.num_hidden_layers * activation_bytes_per_token(config)[1] * F32 // BF16
     cache = cfg.batch * longest * kv_bytes_per_token(config) * F32 // BF16
     return F32 * (2 * n["base"] + (8 + cone_rows(cfg, cfg.cone_split)) * n["lora"]) + cache + max(graph, LIFT_BYTES_CPU) + GIB
 

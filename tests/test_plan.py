@@ -217,13 +217,15 @@ def test_a_run_of_a_real_model_is_refused_where_the_machine_has_not_the_memory(m
     config = LlamaConfig(**shape, head_dim=64, vocab_size=49_152, tie_word_embeddings=True)
     vanilla, cone = (filled(Config(arm=arm), "small") for arm in ("vanilla", "cone"))
     assert 5e9 < plan.bytes_on_cpu(config, vanilla) < 7e9, "6 GB, as measured"
-    assert plan.bytes_on_cpu(config, cone) - plan.bytes_on_cpu(config, vanilla) == 24 * 4 * plan.counts(config, 32)["lora"]
+    assert 8.5e9 < plan.bytes_on_cpu(config, cone) < 10.5e9, "9.5 GB, as measured with half as many rows again"
     monkeypatch.setattr(plan, "model_config", lambda model: config)
     monkeypatch.setattr(plan, "available_memory", lambda: 4e9)
     with pytest.raises(UserError, match=r"--scale small takes about \d.\d GB of memory here, and 4.0 GB are free"):
         resolve(replace(Config(), scale="small", model=str(POCKET)))
     monkeypatch.setattr(plan, "available_memory", lambda: 9e9)
     assert resolve(replace(Config(), scale="small", model=str(POCKET))).scale == "small"
+    with pytest.raises(UserError, match="and 9.0 GB are free"):
+        resolve(replace(Config(), scale="small", model=str(POCKET), arm="cone"))
     monkeypatch.setattr(plan, "available_memory", lambda: 4e9)
     assert resolve(replace(Config(), scale="pocket")).scale == "pocket"
 
