@@ -187,16 +187,17 @@ class _PerExample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: float, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        ctx.save_for_backward(x, A, B)
+        h = scale * F.linear(x, A.to(x.dtype))  # [batch, T, r]
+        ctx.save_for_backward(x, h, A, B)
         ctx.scale, ctx.rows = scale, rows
-        return F.linear(scale * F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+        return F.linear(h, B.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, A, B = ctx.saved_tensors  # x [batch, T, in], dy [batch, T, out]
+        x, h, A, B = ctx.saved_tensors  # x [batch, T, in], h [batch, T, r], dy [batch, T, out]
         owner, for_a, for_b = ctx.rows
         A, B = A.to(x.dtype), B.to(x.dtype)
-        dh, h = ctx.scale * (dy @ B), ctx.scale * F.linear(x, A)  # [batch, T, r] each
+        dh = ctx.scale * (dy @ B)  # [batch, T, r]
         for_a.index_put_((owner,), torch.bmm(dh.mT, x).to(for_a.dtype), accumulate=True)
         for_b.index_put_((owner,), torch.bmm(dy.mT, h).to(for_b.dtype), accumulate=True)
         return dh @ A, None, None, None, None
