@@ -49,12 +49,13 @@ def import_vllm(log: str | Path, cpu_cache_gib: int = 1) -> Any:
     _log_to(log)
     try:
         import vllm
+        from vllm.model_executor.models.llama import LlamaForCausalLM
         from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
         from vllm.model_executor.models.qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
     except Exception as error:
         raise UserError(f"vLLM is installed but cannot be imported: {one_line(error)} (log: {log})") from error
     # A registered class is used as it is; otherwise vLLM looks at it in a fresh process, without the stand-in above.
-    for model in (Qwen3ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration):
+    for model in (LlamaForCausalLM, Qwen3ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration):
         vllm.ModelRegistry.register_model(model.__name__, model)
     return vllm
 

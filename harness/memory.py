@@ -24,6 +24,7 @@ import torch
 from engine.fetch_model import available_memory
 from engine.logprob import BLOCK_ELEMENTS_CUDA
 from engine.lora import TARGETS
+from engine.model import mend_vllm_environment
 from faults.errors import UserError, one_line
 from harness.config import Config, flag
 from loopholes.forms import ELSEWHERE, OPENINGS
@@ -88,6 +89,7 @@ class Item(NamedTuple):
 def model_config(model: str, fetch: bool = False) -> Any:
     """The text config of a model: from its folder or the local cache, else the published shapes; with `fetch`, at last from the
     hub. Raises UserError."""
+    mend_vllm_environment()
     from transformers import AutoConfig
 
     try:

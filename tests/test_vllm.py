@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5TextConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3_5Config, Qwen3_5TextConfig, Qwen3Config
 
 from engine import lora, vllm_patches
 from engine import vllm_sampler as vllm_engine
@@ -352,6 +352,17 @@ def test_qwen35_in_bf16(tmp_path, kind):
                 engine.load_weights(without(half)(policy.weights()))
         engine.load_weights(policy.weights)
         assert policy.mismatch(sample(engine)) < 0.1
+
+
+@vllm
+@needs_vllm
+def test_a_llama_on_a_cpu(tmp_path):
+    """The small scale's model: vLLM looks at a class that is not registered in a fresh process, where it cannot be imported."""
+    policy = Policy(tmp_path, LlamaConfig(**SMALL, num_hidden_layers=2), torch.float32)
+    with VLLMSampler(tmp_path, eos=EOS, vocab=VOCAB, max_model_len=512, dtype="float32", log=tmp_path / "vllm.log") as engine:
+        policy.step(sample(engine))
+        engine.load_weights(policy.weights)
+        assert policy.mismatch(sample(engine)) < 1e-4
 
 
 RANK = """
