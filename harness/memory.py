@@ -202,8 +202,10 @@ def bytes_on_cpu(config: Any, cfg: Config) -> float:
 
 def require_memory(cfg: Config) -> None:
     """Raises UserError where this machine has less memory free than a run of a real model takes without a card."""
+    if torch.cuda.is_available():
+        return
     needed, free = bytes_on_cpu(model_config(str(cfg.model)), cfg) / 1e9, available_memory() / 1e9
-    if not torch.cuda.is_available() and free < needed:
+    if free < needed:
         raise UserError(
             f"--scale {cfg.scale} takes about {needed:.1f} GB of memory here, and {free:.1f} GB are free: end what else runs, or "
             "give a smaller --micro-tokens or --batch"

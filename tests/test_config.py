@@ -216,7 +216,7 @@ def test_the_small_scale_says_how_to_fetch_its_model(monkeypatch, tmp_path):
         scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET), "--recompute", "half"]))
     with monkeypatch.context() as card:
         card.setattr(torch.cuda, "is_available", lambda: True)
-        card.setattr(importlib.util, "find_spec", lambda name: name == "vllm")
+        card.setattr(importlib.util, "find_spec", lambda name: "found" if name == "vllm" else None)
         assert scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET)])).rollout == "vllm"
         card.setattr(importlib.util, "find_spec", lambda name: None)
         assert scale.resolve(parse(["--scale", "small", "--model", str(config.POCKET)])).rollout == "torch"

@@ -76,7 +76,8 @@ code = "```python\\nclass Solution:\\n    def f(self, xs):\\n        return sum(
 batch = [Rollout([9, 8, i // 2], tokenizer.encode(code.format(i % 9), add_special_tokens=False), [], True) for i in range(16)]
 mine = ranks.share(batch)
 told = ["run_tests"] * 16
-J, odds = cone_rows(model, tokenizer, ranks.gather(mine), told, [], 0, Config(cone_n=13, micro_tokens=2048), len(tokenizer), ranks.part, ranks.rows)
+cfg = Config(cone_n=13, micro_tokens=2048)
+J, odds = cone_rows(model, tokenizer, ranks.gather(mine), told, [], 0, cfg, len(tokenizer), ranks.part, ranks.rows)
 if ranks.first:
     torch.save(dict(J=J, odds=odds), sys.argv[1])
 ranks.close()
