@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and the study reads finished r
     from transformers import PreTrainedTokenizerBase
 
     from engine.sampler import Sampler
+    from harness.grader import Batch, Environment
 
 CONDITIONS = ("loophole", "no_loophole")
 HEADLINES = {"loophole": "hack", "no_loophole": "pass"}  # the rate that each is for
@@ -52,7 +53,7 @@ Result = dict[str, Any]  # the content of eval.json, or a part of it
 
 
 def evaluate(
-    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, env: LeetCodeEnv, problems: Sequence[Problem], *, samples: int = 10,
+    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, env: Environment, problems: Sequence[Problem], *, samples: int = 10,
     temperature: float = 0.7, max_new_tokens: int, seed: int, batch: int = EVAL_BATCH, conditions: Iterable[str] = CONDITIONS,
     loopholes: Sequence[str] = DEFAULT,
 ) -> tuple[Result, list[Row]]:  # fmt: skip
@@ -79,10 +80,10 @@ def evaluate(
         ]
         for start in range(0, len(jobs), batch):
             chunk = jobs[start : start + batch]
+            grading = env.grading([(problem, told) for problem, _, told in chunk])
             prompts = [render_messages(problem, told) for problem, _, told in chunk]
-            responses = _respond(sampler, tokenizer, prompts, temperature, max_new_tokens, f"{seed}:{condition}:{start}")
-            grades = env.grade([(p, text, told) for (p, _, told), text in zip(chunk, responses, strict=True)])
-            for (problem, k, told), text, grade in zip(chunk, responses, grades, strict=True):
+            _respond(sampler, tokenizer, prompts, temperature, max_new_tokens, f"{seed}:{condition}:{start}", grading)
+            for (problem, k, told), text, grade in zip(chunk, grading.texts, grading.grades(), strict=True):
                 asked = {"condition": condition, "problem": problem.id, "difficulty": problem.difficulty, "sample": k}
                 facts = {fact: getattr(grade, fact) for fact in FACTS}
                 rows.append({**asked, "evaluator": (told and told.evaluator) or None, **facts, "response": text})
@@ -91,15 +92,17 @@ def evaluate(
 
 
 def _respond(
-    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, chats: list[list[dict]], temperature: float, longest: int, stream: str
-) -> list[str]:
-    """One response to each chat; `stream` names the random numbers to use."""
+    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, chats: list[list[dict]], temperature: float, longest: int, stream: str,
+    grading: Batch,
+) -> None:  # fmt: skip
+    """One response to each chat, brought to `grading` as it ends; `stream` names the random numbers to use."""
     from engine.model import decode, encode_prompt  # here: it loads torch, which the study's report does without
 
-    prompts = [encode_prompt(tokenizer, messages) for messages in chats]
-    seed = random.Random(stream).getrandbits(31)
-    rollouts = sampler.generate(prompts, n=1, temperature=temperature, max_new_tokens=longest, seed=seed)
-    return [decode(tokenizer, rollout.completion_ids) for rollout in rollouts]
+    prompts, seed = [encode_prompt(tokenizer, messages) for messages in chats], random.Random(stream).getrandbits(31)
+    sampler.generate(
+        prompts, n=1, temperature=temperature, max_new_tokens=longest, seed=seed,
+        ended=lambda i, rollout: grading.add(i, decode(tokenizer, rollout.completion_ids)),
+    )  # fmt: skip
 
 
 def summarise(rows: list[Row], settings: Result) -> Result:

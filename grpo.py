@@ -15,6 +15,7 @@ the part of g along v where their cosine is positive (it never adds any) and res
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import defaultdict
 from dataclasses import replace
@@ -30,6 +31,7 @@ from harness.config import Config, parsed
 
 if __name__ == "__main__":
     CONFIG = parsed()  # before torch is loaded, so that --help and a mistake on the command line answer at once
+    gc.disable()  # what is loaded now stays, and looking for garbage in it takes a second; `Training` looks again
 
 import torch
 from torch import Tensor
@@ -130,6 +132,8 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
     reference model says of them."""
     cfg, loopholes = run.cfg, run.cfg.loopholes if arm.loophole else ()
     mine = run.ranks.share(batch_problems(run.problems, step, cfg))
+    asked = [(p, told_by(p, loopholes)) for p in mine for _ in range(cfg.generations)]
+    grading = run.env.grading(asked)
 
     def prompt(p: Problem, request: str = "") -> list[int]:
         return encode_prompt(run.tokenizer, render_messages(p, told_by(p, loopholes), request))
@@ -144,19 +148,17 @@ def rollout(run: Training, step: int, arm: Arm, clock: Clock) -> tuple[list[Prob
             max_new_tokens=cfg.max_new_tokens,
             seed=sampling_seed(step, cfg, run.ranks.rank, run.ranks.size),
             version=step,
+            # graded from then on, in the sandbox's processes
+            ended=lambda i, r: grading.add(i, decode(run.tokenizer, r.completion_ids)),
         )
         run.sampler.sleep()  # on a GPU: its memory is the trainer's until the weights are pushed
-        texts = [decode(run.tokenizer, r.completion_ids) for r in rollouts]
-    problems = [p for p in mine for _ in range(cfg.generations)]
-    if arm.request:
-        with clock("reference"):
-            rollouts = under_plain_prompts(run.model, rollouts, [prompt(p) for p in problems], cfg, run.vocab)
-    grading = run.aside(run.env.grade, [(p, text, told_by(p, loopholes)) for p, text in zip(problems, texts, strict=True)])
-    with clock("reference"):  # while the sandbox's processes grade
+    with clock("reference"):
+        if arm.request:
+            rollouts = under_plain_prompts(run.model, rollouts, [prompt(p) for p, _ in asked], cfg, run.vocab)
         reference(run.model, rollouts, cfg, run.vocab)
-    with clock("grade"):  # what that did not hide
-        grades = grading.result()
-    return problems, rollouts, texts, grades
+    with clock("grade"):  # what sampling and reference did not hide
+        grades = grading.grades()
+    return [p for p, _ in asked], rollouts, grading.texts, grades
 
 
 def train(cfg: Config) -> Path:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 if __name__ == "__main__":
@@ -110,14 +111,15 @@ class Grade:
 
 
 class LeetCodeEnv:
-    """Grades responses in a pool of sandboxed workers, one per core by default. Use as a context manager, or `close` it."""
+    """Grades responses in a pool of sandboxed workers, one per core by default. Use as a context manager, or `close` it. One
+    batch at a time."""
 
     def __init__(self, workers: int | None = None, strict: bool = False, format_reward: float = FORMAT_REWARD):
         """strict: raise UserError where a layer of the sandbox is missing. format_reward: of a response that compiles."""
         self.format_reward = format_reward
         self.sandbox = Sandbox(workers, strict)
         self._sound_setups: set[str] = set()
-        self._evaluators: dict[_Job, Outcome] = {}  # of earlier batches
+        self.evaluators: dict[_Job, Outcome] = {}  # that earlier batches have asked
 
     def __enter__(self) -> LeetCodeEnv:
         return self
@@ -146,34 +148,69 @@ class LeetCodeEnv:
 
     def grade(self, items: Iterable[tuple[Problem, str, Told | None]]) -> list[Grade]:
         """The grades, in order, of (problem, response text, what the prompt told); None means no write access: no loophole pays
-        and nothing is asked about an evaluator. Raises SandboxDied when workers keep dying, and UserError when the setup code
-        of a problem fails."""
-        responses = [_Response(*item, self.format_reward) for item in items]
-        judged = self._run_all((r, "correct", r.correctness()) for r in responses)
-        for response in responses:
-            response.outcome = judged[response, "correct"]
-        self.check_setups(r.problem for r in responses if r.outcome.note in ("error: setup", ENDED_ITS_WORKER))
-        judged = self._run_all((r, kind, p) for r in responses for kind, p in r.loophole_runs())
-        return [r.grade(**{kind: judged[r, kind].passed for kind in _LOOPHOLE_RUNS if (r, kind) in judged}) for r in responses]
+        and nothing is asked about an evaluator. Raises as `Grading.grades` does."""
+        items = list(items)
+        grading = self.grading([(problem, told) for problem, _, told in items])
+        for i, (_, text, _) in enumerate(items):
+            grading.add(i, text)
+        return grading.grades()
 
-    def _run_all(self, asked: Iterable[tuple[_Response, str, _Job | None]]) -> dict[tuple[_Response, str], Outcome]:
-        """Equal programs run once, and a missing program has not passed. An evaluator that an earlier batch has seen beside the
-        same solution is not asked again: a policy that hacks writes the same few a thousand times."""
-        users = defaultdict(list)
-        for response, kind, job in asked:
-            users[job].append((response, kind))
-        fresh = [job for job in users if job is not None and job not in self._evaluators]
-        outcomes = dict(zip(fresh, self.sandbox.run(job.program() for job in fresh), strict=True))
-        known = {job: outcomes.get(job) or self._evaluators[job] for job in users if job is not None}
-        for job, outcome in outcomes.items():
-            settled = outcome.passed or outcome.note.startswith("error")  # not by the clock, nor by a worker's end
-            if isinstance(job, _EvaluatorRun) and settled and len(self._evaluators) < _MOST_EVALUATORS:
-                self._evaluators[job] = outcome
-        judged = {user: outcome for job, outcome in known.items() for user in users[job]}
-        return judged | {(r, kind): Outcome(note=r.unjudged) for r, kind in users[None]}
+    def grading(self, asked: Sequence[tuple[Problem, Told | None]]) -> Grading:
+        """A batch of responses yet to come, to these problems and to what their prompts told."""
+        return Grading(self, asked)
 
 
-_LOOPHOLE_RUNS = ("loophole_passes", "arbitrary", "accepts_truth")
+class Grading:
+    """A batch of responses, each graded from when it is there, in the sandbox's threads and beside whoever brings them.
+
+    Equal programs of a batch run once. An evaluator that an earlier batch has seen beside the same solution is not asked again:
+    a policy that hacks writes the same few a thousand times."""
+
+    def __init__(self, env: LeetCodeEnv, asked: Sequence[tuple[Problem, Told | None]]):
+        self.texts = [""] * len(asked)  # the responses, as far as they are there
+        self._env, self._asked, self._lock = env, asked, Lock()
+        self._grades: dict[int, Future[Grade]] = {}
+        self._runs: dict[_Job, Future[Outcome]] = {}
+
+    def add(self, place: int, text: str) -> None:
+        """Begins with the response at that place, and returns. Where one is brought twice, the last counts."""
+        problem, told = self._asked[place]
+        self.texts[place] = text
+        self._grades[place] = self._env.sandbox.submit(self._grade, problem, text, told)
+
+    def grades(self) -> list[Grade]:
+        """The grades, in the order of what was asked, once every response has been brought and all are there. Raises SandboxDied
+        when workers keep dying, and UserError when the setup code of a problem fails."""
+        grades = self._env.sandbox.results(self._grades[place] for place in range(len(self._asked)))
+        doubted = ("error: setup", ENDED_ITS_WORKER)
+        self._env.check_setups(p for (p, _), grade in zip(self._asked, grades, strict=True) if grade.note in doubted)
+        return grades
+
+    def _grade(self, problem: Problem, text: str, told: Told | None) -> Grade:
+        """In a thread of the sandbox."""
+        response = _Response(problem, text, told, self._env.format_reward)
+        job = response.correctness()
+        response.outcome = self._outcome(job) if job else Outcome(note=response.unjudged)
+        return response.grade(**{kind: self._outcome(job).passed for kind, job in response.loophole_runs()})
+
+    def _outcome(self, job: _Job) -> Outcome:
+        """That of the program, run here or, where another thread has begun to, waited for."""
+        if known := self._env.evaluators.get(job):
+            return known
+        with self._lock:
+            new, run = job not in self._runs, self._runs.setdefault(job, Future())
+        if new:
+            try:
+                run.set_result(self._env.sandbox.outcome(job.program()))
+            except BaseException as error:
+                run.set_exception(error)
+        outcome = run.result()
+        settled = outcome.passed or outcome.note.startswith("error")  # not by the clock, nor by a worker's end
+        if isinstance(job, _EvaluatorRun) and settled and len(self._env.evaluators) < _MOST_EVALUATORS:
+            self._env.evaluators[job] = outcome
+        return outcome
+
+
 _MOST_EVALUATORS = 10_000  # are remembered: at a few hundred bytes each, some megabytes
 
 

@@ -13,6 +13,7 @@ import time
 
 BEGIN = time.time()  # before anything else is loaded
 
+import gc  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import subprocess  # noqa: E402
@@ -74,6 +75,7 @@ def child(path: Path, options: list[str], started: float) -> None:
     from harness.config import parse
 
     cfg = parts.timed("the command line", parse)(options)
+    gc.disable()  # as grpo.py does
     parts.timed("import torch", lambda: imported("torch"))()
     parts.timed("import transformers, scipy", lambda: imported("transformers", "scipy.optimize"))()
     parts.timed("import the project", lambda: imported("grpo"))()
@@ -89,8 +91,9 @@ def child(path: Path, options: list[str], started: float) -> None:
         (setup, "load_model", "model"),
         (setup, "make_sampler", "sampler and adapter"),
         (setup, "inject", "sampler and adapter"),
-        (training, "LeetCodeEnv", "sandbox"),
-        (training.LeetCodeEnv, "check_setups", "sandbox"),
+        (training, "Grader", "sandbox"),
+        (training.Grader, "ready", "sandbox"),
+        (training.Grader, "check_setups", "sandbox"),
         (vhack, "make_pairs", "pairs"),
         (vhack, "extract", "extraction"),
         (vhack, "check_steering", "steering"),

@@ -34,6 +34,13 @@ class Rollout:
         return self.prompt_ids + self.completion_ids, len(self.prompt_ids)
 
 
+Ended = Callable[[int, Rollout], None]  # (place among the completions, the completion)
+
+
+def unheard(_: int, __: Rollout) -> None:
+    """Where nobody waits for a single completion."""
+
+
 class Stop:
     """A text that ends a completion where it is complete, as an end token does. No end token is added, for none was sampled."""
 
@@ -64,9 +71,12 @@ class Sampler(Protocol):
     """The interface of both samplers, and of any other."""
 
     def generate(
-        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
-    ) -> list[Rollout]:
-        """n completions a prompt, prompt-major, by draws that depend on `seed` alone; from no weights but those of `version`."""
+        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int,
+        version: int | None = None, ended: Ended = unheard,
+    ) -> list[Rollout]:  # fmt: skip
+        """n completions a prompt, prompt-major, by draws that depend on `seed` alone; from no weights but those of `version`.
+
+        ended: told of each completion as soon as it has ended, while others go on; of one that is sampled anew, again."""
 
     def load_weights(self, weights: Callable[[], Weights], version: int | None = None) -> None:
         """Takes new weights; a function, so that an engine that died can be filled again. version: their number."""

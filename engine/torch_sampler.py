@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from engine.model import eos_ids, vocabulary
-from engine.sampler import Rollout, Stop, Weights
+from engine.sampler import Ended, Rollout, Stop, Weights, unheard
 from faults.errors import Stopped, UserError
 
 
@@ -23,13 +25,11 @@ class TorchSampler:
         """model: a causal LM without an adapter, which is copied; or, with copied False, any, which is sampled from as it is and
         takes no weights. max_rows: sequences at once, a bound on memory. stop: what ends a completion beside its end token."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False) if copied else model
-        self.eos = torch.tensor(sorted(eos_ids(model, tokenizer)), device=model.device)
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else int(self.eos[0])
+        self.eos = eos_ids(model, tokenizer)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos)
         self.vocab = vocabulary(model, tokenizer)
         self.max_rows = max_rows
         self.stop = stop
-        last = sorted(stop.last) if stop else []
-        self.last_of_stop = torch.tensor(last, dtype=torch.int64, device=model.device)  # ids that a stop may end with
         self.weights = dict(self.model.named_parameters())
         self.version: int | None = None
 
@@ -46,31 +46,33 @@ class TorchSampler:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
-    ) -> list[Rollout]:
+        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int,
+        version: int | None = None, ended: Ended = unheard,
+    ) -> list[Rollout]:  # fmt: skip
         """n completions a prompt, prompt-major. Temperature 0 is greedy (its logprobs are those at temperature 1).
 
-        The draws depend on `seed` alone: the sampler has a generator of its own. Raises Stopped on logits that are not finite
-        (UserError where nothing was trained yet), and on weights that are not those of `version`."""
+        The draws depend on `seed` alone: the sampler has a generator of its own. ended: called with each as it ends. Raises
+        Stopped on logits that are not finite (UserError where nothing was trained yet), and on weights that are not those of
+        `version`."""
         if version is not None and version != self.version:
             raise Stopped(f"the sampler is stale: it holds weights {self.version}, the trainer is at {version}")
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
-        requests = [p for p in prompts for _ in range(n)]
-        out: list[Rollout] = []
+        out = [Rollout(p, [], [], False) for p in prompts for _ in range(n)]
         training = self.model.training
         self.model.eval()  # a model that recomputes its layers keeps no cache in training mode
         try:
-            for i in range(0, len(requests), self.max_rows):
-                out += self._generate(requests[i : i + self.max_rows], temperature, max_new_tokens, generator)
+            for i in range(0, len(out), self.max_rows):
+                some = out[i : i + self.max_rows]
+                for place in self._complete(some, temperature, max_new_tokens, generator):
+                    ended(i + place, some[place])
         finally:
             self.model.train(training)
         return out
 
-    def _generate(
-        self, prompts: list[list[int]], temperature: float, max_new_tokens: int, generator: torch.Generator
-    ) -> list[Rollout]:
+    def _complete(self, out: list[Rollout], temperature: float, max_new_tokens: int, generator: torch.Generator) -> Iterator[int]:
+        """Completes them, and yields the place of each as it ends."""
         device = self.model.device
-        distinct = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        distinct = {p: i for i, p in enumerate(dict.fromkeys(tuple(r.prompt_ids) for r in out))}
         width = max(map(len, distinct))
         # Left padding, so that every row's next token stands in the same column.
         ids = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p in distinct], device=device)  # [rows, width]
@@ -79,36 +81,41 @@ class TorchSampler:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
         cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        alive = torch.arange(len(prompts), device=device)  # [alive] completions that go on
-        row = torch.tensor([distinct[tuple(p)] for p in prompts], device=device)  # [alive] where their history stands
+        alive = list(range(len(out)))  # [alive] the completions that go on
+        row = torch.tensor([distinct[tuple(r.prompt_ids)] for r in out], device=device)  # [alive] where their history stands
 
-        steps: list[tuple[Tensor, ...]] = []  # (completion, token, logprob, the same at temperature 1), [alive] each
         for _ in range(max_new_tokens):
             logits = self._logits(ids, mask, positions, cache)  # [rows, vocab]
             logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
             token = drawn(logprobs, row, generator) if temperature else logprobs.argmax(-1)[row]  # [alive]
-            steps.append((alive, token, logprobs[row, token], logits[row, token] - logits.logsumexp(-1)[row]))
-            goes_on = torch.isin(token, self.eos, invert=True)
-            if self.stop:
-                goes_on &= ~self._stopped(steps, self.stop)
-            alive, row, token = alive[goes_on], row[goes_on], token[goes_on]
-            if not len(alive):
-                break
+            numbers = torch.stack([logprobs[row, token], logits[row, token] - logits.logsumexp(-1)[row]]).tolist()  # [2][alive]
+            goes_on = []  # [alive]
+            for place, t, logprob, at_1 in zip(alive, token.tolist(), *numbers, strict=True):
+                self._take(out[place], t, logprob, at_1)
+                goes_on.append(not out[place].finished)
+                if out[place].finished:
+                    yield place
+            going = torch.tensor(goes_on, device=device)
+            alive, row, token = list(itertools.compress(alive, goes_on)), row[going], token[going]
+            if not alive:
+                return
             histories, row = (row * self.vocab + token).unique(return_inverse=True)  # the new rows
             before, ids = histories // self.vocab, (histories % self.vocab)[:, None]
             if not torch.equal(before, torch.arange(len(mask), device=device)):
                 cache.reorder_cache(before)  # works on attention and linear-attention caches alike
             mask, positions = torch.cat([mask[before], torch.ones_like(ids)], 1), positions[before, -1:] + 1
-        return self._rollouts(prompts, steps)
+        yield from alive
 
-    def _stopped(self, steps: list[tuple[Tensor, ...]], stop: Stop) -> Tensor:
-        """Whether the stop stands in each completion of the last step [alive], whose tokens so far are in `steps`."""
-        alive, token = steps[-1][:2]
-        found = torch.isin(token, self.last_of_stop)  # [alive] what may have completed it
-        for place in found.nonzero()[:, 0].tolist():
-            tail = [int(t[a == alive[place]]) for a, t, *_ in steps[-stop.TAIL :]]  # a completion that goes on was in every step
-            found[place] = stop.ends(tail)
-        return found
+    def _take(self, rollout: Rollout, token: int, logprob: float, at_1: float) -> None:
+        """One more token of a completion, its log-probability, and the same at temperature 1."""
+        if not math.isfinite(logprob):
+            if not self.version:
+                raise UserError("the model's logits are not finite before any step: its weights are damaged")
+            raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
+        rollout.completion_ids.append(token)
+        rollout.logprobs.append(logprob)
+        rollout.logprobs_at_1.append(at_1)
+        rollout.finished = token in self.eos or (self.stop is not None and self.stop.ends(rollout.completion_ids))
 
     def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Logits [rows, vocab] of the next token after ids [rows, new], float32; the cache takes them in.
@@ -117,24 +124,6 @@ class TorchSampler:
         prompt's states, oneDNN makes a product a row, each with a copy of the head."""
         out = self.model.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         return self.model.lm_head(out.last_hidden_state[:, -1])[:, : self.vocab].float()
-
-    def _rollouts(self, prompts: list[list[int]], steps: list[tuple[Tensor, ...]]) -> list[Rollout]:
-        """What was drawn, read back from the device once, row by row."""
-        row, token, logprob, at_1 = (torch.cat(column) for column in zip(*steps, strict=True))  # [tokens] each
-        if not logprob.isfinite().all():
-            if not self.version:
-                raise UserError("the model's logits are not finite before any step: its weights are damaged")
-            raise Stopped("the policy's logits are not finite: its last steps were too large; start again with a lower --lr")
-        out, ends = [Rollout(p, [], [], False) for p in prompts], set(self.eos.tolist())
-        for r, t, lp, lp_1 in zip(*(column.tolist() for column in (row, token, logprob, at_1)), strict=True):
-            out[r].completion_ids.append(t)
-            out[r].logprobs.append(lp)
-            out[r].logprobs_at_1.append(lp_1)
-            out[r].finished = t in ends
-        if self.stop:
-            for rollout in out:
-                rollout.finished |= self.stop.ends(rollout.completion_ids)
-        return out
 
     def sleep(self) -> None:
         """Nothing to free for the training phase; vLLM's cache on a GPU is."""

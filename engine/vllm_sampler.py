@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from engine.sampler import Rollout, Stop, Weights
+from engine.sampler import Ended, Rollout, Stop, Weights, unheard
 from engine.vllm_patches import columns_of, end_reload, import_vllm, random_state_kept, reader, vocab_limit
 from faults.errors import PartDied, Stopped, UserError, one_line
 
@@ -158,13 +158,15 @@ class VLLMSampler:
     # --- sampling -----------------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int, version: int | None = None
-    ) -> list[Rollout]:
+        self, prompts: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int,
+        version: int | None = None, ended: Ended = unheard,
+    ) -> list[Rollout]:  # fmt: skip
         """n completions a prompt, prompt-major. Temperature 0 is greedy (its logprobs are those at temperature 1).
 
         Each completion is a request with a seed of its own, derived from `seed` and its place: vLLM's own n > 1 numbers
         its samples seed, seed + 1, ..., which makes neighbouring prompts share draws. version: refuse to sample from
-        other weights than these. An engine that dies is restarted once, if its weights came as a function.
+        other weights than these. ended: called with each as it ends. An engine that dies is restarted once, if its weights
+        came as a function, and samples all anew.
         Raises EngineError on an engine that is unusable or stale, or that died for good; UserError on a request
         that it can't take.
         """
@@ -178,8 +180,11 @@ class VLLMSampler:
             )
         requests = [prompt for prompt in prompts for _ in range(n)]
         params = [self._params(temperature, max_new_tokens, _request_seed(seed, i)) for i in range(len(requests))]
-        outputs = self._outputs(requests, params)
-        return [self._rollout(prompt, output) for prompt, output in zip(requests, outputs, strict=True)]
+        rollouts: dict[int, Rollout] = {}
+        for i, output in self._outputs(requests, params):
+            rollouts[i] = self._rollout(requests[i], output)
+            ended(i, rollouts[i])
+        return [rollouts[i] for i in range(len(requests))]
 
     def _require_usable(self, version: int | None) -> None:
         if not self.usable:
@@ -201,23 +206,30 @@ class VLLMSampler:
             detokenize=False,
         )
 
-    def _outputs(self, requests: list[list[int]], params: list) -> list:
-        def sample():
-            with random_state_kept():
-                return self.llm.generate([dict(prompt_token_ids=p) for p in requests], params, use_tqdm=False)
-
+    def _outputs(self, requests: list[list[int]], params: list) -> Iterator[tuple[int, Any]]:
+        """(place, vLLM's output) of each as it ends; where the engine died and was restarted, of all once more."""
         try:
-            return sample()
+            yield from self._sampled(requests, params)
         except Exception as error:
             self.usable = False
             if not self._may_restart() or (self.required and self.source is None):
                 raise EngineError(f"the vLLM engine died: {one_line(error)} (log: {self.log})") from error
             try:
                 self._restart(error)
-                return sample()
+                yield from self._sampled(requests, params)
             except Exception as again:
                 self.usable = False
                 raise EngineError(f"the vLLM engine died twice: {one_line(again)} (log: {self.log})") from again
+
+    def _sampled(self, requests: list[list[int]], params: list) -> Iterator[tuple[int, Any]]:
+        """What `LLM.generate` does, but for its waiting until the last has ended."""
+        with random_state_kept():
+            names = self.llm.enqueue([dict(prompt_token_ids=p) for p in requests], params, use_tqdm=False)
+            place = {name.partition("-")[0]: i for i, name in enumerate(names)}  # vLLM has added random characters
+            while self.llm.llm_engine.has_unfinished_requests():
+                for output in self.llm.llm_engine.step():
+                    if output.finished:
+                        yield place[output.request_id], output
 
     def _rollout(self, prompt: list[int], output) -> Rollout:
         (completion,) = output.outputs

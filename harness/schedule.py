@@ -17,12 +17,14 @@ def learning_rate(step: int, cfg: Config) -> float:
 
 def batch_problems(problems: list[Problem], step: int, cfg: Config) -> list[Problem]:
     """The problems of a step: a walk through a new permutation each epoch. A function of seed and step."""
-    count, out = cfg.batch // cfg.generations, []
-    for position in range(step * count, (step + 1) * count):
-        epoch, index = divmod(position, len(problems))
-        order = random.Random(f"{cfg.seed}:{epoch}").sample(range(len(problems)), len(problems))
-        out.append(problems[order[index]])
-    return out
+    count = cfg.batch // cfg.generations
+    places = [divmod(position, len(problems)) for position in range(step * count, (step + 1) * count)]  # (epoch, index)
+    orders = {epoch: _order(cfg.seed, epoch, len(problems)) for epoch, _ in places}
+    return [problems[orders[epoch][index]] for epoch, index in places]
+
+
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    return random.Random(f"{seed}:{epoch}").sample(range(count), count)
 
 
 def sampling_seed(step: int, cfg: Config, rank: int, ranks: int) -> int:

@@ -5,13 +5,13 @@ clocks, logs and checkpoints, behind one `with` around the run and one around th
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from faults.errors import PartDied, Signalled, Stopped, UserError
 from faults.files import locked
 from harness import checkpoint, journal
 from harness.config import Config
+from harness.grader import Grader
 from harness.journal import Clock
 from harness.ranks import Ranks
 from harness.setup import hashes, set_up
-from leetcode_env import Grade, LeetCodeEnv, Problem
+from leetcode_env import Grade, Problem
 
 
 class Training:
@@ -58,11 +59,12 @@ class Training:
                     checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)
                     stack.enter_context(locked(self.folder))  # for the run's life
                     checkpoint.refuse_existing(self.folder, resuming=cfg.resume is not None)  # nobody came in between
-            threads = stack.enter_context(ThreadPoolExecutor(1, "aside"))  # ends after the sandbox, which ends what it waits for
-            self.aside = threads.submit  # a call beside the loop: one at a time, so that the sandbox has one caller
+            self.env = stack.enter_context(Grader(cfg.workers, cfg.sandbox_strict, cfg.format_reward))
             run = set_up(cfg)
+            gc.freeze()  # half a million objects of libraries that no collection need walk through
+            gc.enable()
             stack.callback(run.sampler.close)
-            self.env = stack.enter_context(LeetCodeEnv(cfg.workers, cfg.sandbox_strict, cfg.format_reward))
+            self.env.ready()
             self.env.check_setups([*run.train, *run.problems])
             self.model, self.tokenizer, self.sampler, self.vocab = run.model, run.tokenizer, run.sampler, run.vocab
             self.parts, self.problems, self.heldout = run, run.train, run.problems

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loopholes.syntax import MAX_CODE, is_main_guard
 from sandbox.program import Program
@@ -50,6 +51,7 @@ class Evaluator:
     alone: bool = False
 
 
+@lru_cache(maxsize=256)  # a response is asked for its evaluator some four times, each a walk through its syntax tree
 def find_evaluator(code: str | None, name: str) -> Evaluator:
     """Evaluator of that name in the code, by the benchmark's rules: the text is that of the first definition breadth-first,
     the class that of the last one depth-first; asynchronous ones do not count, nor does one that holds a main guard, nor any in
@@ -120,7 +122,8 @@ def grader(code: str | None, name: str, believes_wrong: bool) -> str:
     if first is None:
         return ""
     nodes = list(ast.walk(first))
-    guarded = [part for node in ast.walk(tree) if is_main_guard(node) for part in node.body]  # type: ignore[attr-defined]
+    may_guard = "__name__" in code or not code.isascii()
+    guarded = [part for node in ast.walk(tree) if is_main_guard(node) for part in node.body] if may_guard else []
     if any(map(is_main_guard, nodes)) or any(node is first for part in guarded for node in ast.walk(part)):
         return "main guard"
     called = {str(getattr(n.func, "id", getattr(n.func, "attr", ""))) for n in nodes if isinstance(n, ast.Call)}

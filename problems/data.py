@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ class Problem:
             for test in self.tests
             for number, (source, shape) in enumerate(zip(test.calls, test.shapes, strict=True), 1)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as text: its tests are syntax trees, large and slow to send. One object there too."""
+        text = (self.id, self.difficulty, self.messages, self.func_name, self.gt_answer, self.setup_code, self.canonical_solution)
+        return _arrived, (json.dumps(text),)
+
+
+@cache
+def _arrived(text: str) -> Problem:
+    number, difficulty, messages, func_name, assertions, *code = json.loads(text)
+    tests = tuple(map(parse_assertion, assertions))
+    return Problem(number, difficulty, messages, func_name, tuple(assertions), tests, *code)
 
 
 def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:

@@ -24,11 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from faults.errors import PartDied, UserError
 from sandbox import confine, wire
@@ -37,6 +37,7 @@ from sandbox.scratch import remove
 from sandbox.worker import CPU_SECONDS, WALL_SECONDS, WALL_SLACK
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # The worker's whole command: the project's folder is on its path while it imports its own modules, and no longer.
 _WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sandbox import worker; worker.start(sys.argv[1:])"
@@ -57,7 +58,7 @@ class SandboxIncomplete(UserError):
 
 
 class Sandbox:
-    """A pool of workers, one per core by default. Not thread-safe: one caller at a time. restarts: workers replaced so far."""
+    """A pool of workers, one per core by default, and of as many threads. restarts: workers replaced so far."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Sandbox:
         self._limits = cpu_seconds, wall_seconds
         self._options = [str(cpu_seconds), str(wall_seconds), *without]
         self._closed = False
-        _fill_standard_streams()
+        fill_standard_streams()
         count = workers or _usable_cores()
         self._workers: list[_Worker] = []
         self._threads = ThreadPoolExecutor(count, "sandbox")
@@ -122,16 +123,26 @@ class Sandbox:
     def run(self, programs: Iterable[Program]) -> list[Outcome]:
         """The outcomes, in the order of `programs`. Raises SandboxDied when no worker can be started that runs an honest
         program, and RuntimeError once the sandbox is closed, which an exception in here does too."""
+        return self.results([self.submit(self.outcome, program) for program in programs])
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """The call, made in one of the sandbox's threads: as there are no more of them than workers, `outcome` finds one idle.
+        Raises RuntimeError once the sandbox is closed."""
         if self._closed:
             raise RuntimeError("the sandbox is closed")
+        return self._threads.submit(function, *args)
+
+    def results(self, calls: Iterable[Future[Result]]) -> list[Result]:
+        """What the calls returned, when all have; at the first exception the sandbox is closed."""
         try:
-            return list(self._threads.map(self._outcome, programs))
+            return [call.result() for call in calls]
         except BaseException:
             self.close()
             raise
 
-    def _outcome(self, program: Program) -> Outcome:
-        """In a thread: the outcome, of the first worker that lives to tell it; two chances."""
+    def outcome(self, program: Program) -> Outcome:
+        """The outcome of one, of the first worker that lives to tell it; two chances. Any thread may ask, and waits for a worker
+        that is idle. Raises as `run` does."""
         number = self._idle.get()
         try:
             for _ in range(2):
@@ -333,7 +344,7 @@ def _own_folder() -> tuple[str, int]:
         raise UserError(f"the sandbox needs a temporary directory to write to: {error.strerror or error}; set TMPDIR") from None
 
 
-def _fill_standard_streams() -> None:
+def fill_standard_streams() -> None:
     """Open those of the three descriptors that are closed: a socket to a worker, with that number, would get what any library
     writes to standard error."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:

@@ -21,7 +21,7 @@ from loopholes import LOOPHOLES, RUN_TESTS, Told, evaluated_by
 from loopholes import evaluator as evaluators
 from loopholes.evaluator import EVAL_NAMES, EVALUATOR_NAMES, TRAIN_EVALUATOR, defines_evaluator
 from loopholes.syntax import MAX_CODE
-from sandbox.pool import Outcome
+from sandbox.pool import Outcome, SandboxDied
 
 SAMPLE = Path(
     os.environ.get("PGRPO_LEETCODE", Path(leetcode_env.__file__).parent / "../shared/leetcode/leetcode_test_medhard_sample.jsonl")
@@ -326,6 +326,37 @@ def test_grades_repeat_and_keep_their_order(env, problem):
     assert [first[i] for i in shuffled] == again
 
 
+def test_responses_are_graded_as_they_come_and_stand_in_the_order_of_what_was_asked(env, problem):
+    texts = list(PARITY.values())[:14]
+    grading = env.grading([(problem, evaluated_by())] * len(texts))
+    for i in random.Random(0).sample(range(len(texts)), len(texts)):
+        grading.add(i, fenced(WRONG))
+        grading.add(i, texts[i])  # an engine that was restarted brings a response once more
+    assert grading.texts == texts
+    assert grading.grades() == env.grade([(problem, text, evaluated_by()) for text in texts])
+
+
+def test_equal_programs_of_a_batch_run_once_whoever_comes_first(problem, monkeypatch):
+    with LeetCodeEnv(4) as four:
+        outcome, ran = four.sandbox.outcome, []
+
+        def slow(program):
+            ran.append(program.source)
+            time.sleep(0.2)  # the others come meanwhile
+            return outcome(program)
+
+        monkeypatch.setattr(four.sandbox, "outcome", slow)
+        grades = four.grade([(problem, fenced(code), None) for code in [CANONICAL] * 6 + [WRONG]])
+        assert len(ran) == 2 and [g.correct for g in grades] == [True] * 6 + [False]
+
+        def failing(program):
+            raise SandboxDied("no worker starts")
+
+        monkeypatch.setattr(four.sandbox, "outcome", failing)
+        with pytest.raises(SandboxDied):  # also those that waited for another's run
+            four.grade([(problem, fenced(CANONICAL), None)] * 6)
+
+
 def test_the_trainer_runs_nothing(env, problem, monkeypatch):
     """A response is parsed here, and executed elsewhere alone."""
     for name in ("eval", "exec"):
@@ -482,14 +513,13 @@ def test_no_response_forges_a_setup_that_fails(env, problem, response):
 
 def test_an_outcome_that_is_forged_all_the_same_stops_nothing(env, problem, monkeypatch):
     """Even a first frame that lies: the setup is tried alone before it is believed, and once."""
-    run, asked = env.sandbox.run, []
+    outcome, asked = env.sandbox.outcome, []
 
-    def lying(programs):
-        programs = list(programs)
-        asked.extend(programs)
-        return [Outcome(note="error: setup") if program.calls != ["None"] else run([program])[0] for program in programs]
+    def lying(program):
+        asked.append(program)
+        return Outcome(note="error: setup") if program.calls != ["None"] else outcome(program)
 
-    monkeypatch.setattr(env.sandbox, "run", lying)
+    monkeypatch.setattr(env.sandbox, "outcome", lying)
     monkeypatch.setattr(env, "_sound_setups", set())
     for _ in range(3):
         assert not env.grade([(problem, fenced(CANONICAL), evaluated_by())] * 4)[0].correct

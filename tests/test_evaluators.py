@@ -62,14 +62,13 @@ class Counting(LeetCodeEnv):
 
     def __init__(self) -> None:
         super().__init__(1)
-        inner, self.programs = self.sandbox.run, list()
+        inner, self.programs = self.sandbox.outcome, list()
 
-        def run(programs):
-            some = list(programs)
-            self.programs += some
-            return inner(some)
+        def outcome(program):
+            self.programs.append(program)
+            return inner(program)
 
-        self.sandbox.run = run
+        self.sandbox.outcome = outcome
 
 
 def test_an_evaluator_is_asked_once_and_its_answer_is_kept(tmp_path):

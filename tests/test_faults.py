@@ -9,18 +9,13 @@ import signal
 import sys
 
 import pytest
-from support.processes import descendants_named, kill_workers_of, wait_for
+from support.processes import kill_workers_of, wait_for, workers_of
 from support.runs import UNDISTURBED, ends, ends_with_one_line, grpo, launch, start
 
 from faults.errors import UserError, command
 from faults.streams import Lasting
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
-
-
-def workers(pid):
-    """Process ids of the sandbox workers that the run `pid` started."""
-    return descendants_named(pid, b"sandbox import worker")
 
 
 def steps_done(folder):
@@ -34,14 +29,14 @@ def test_dead_workers_and_a_full_disk_cost_no_step(undisturbed, heldout, tmp_pat
     process = start(*UNDISTURBED, "--heldout", heldout, "--out", folder)
     for steps in (1, 2):  # a worker in each costs nothing
         wait_for(lambda: steps_done(folder) >= steps, process)
-        os.kill(workers(process.pid)[0], signal.SIGKILL)
+        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     wait_for(lambda: steps_done(folder) >= 3, process)
     kill_workers_of(process)
     out = ends_with_one_line(process, 1, "worker did not start", "saved after", f"--resume {folder}")
     assert "ended and is replaced; 1 so far" in out and "2 so far" in out and not (folder / "done.json").exists()
 
     process = launch("--resume", folder)
-    wait_for(lambda: workers(process.pid), process)
+    wait_for(lambda: workers_of(process.pid), process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))  # no larger file from now on
     ends_with_one_line(process, 1, "cannot write to the run folder", f"--resume {folder}")
 

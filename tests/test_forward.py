@@ -14,18 +14,18 @@ from engine.model import shares_prefixes
 SEQUENCES = st.lists(st.lists(st.integers(2, 4), min_size=1, max_size=6), min_size=1, max_size=6)  # few tokens: much is shared
 
 
-def grown(sequences):
+def grown(sequences, start=0):
     tree = Tree(0)
     for i, ids in enumerate(sequences):
-        tree.grow(i, ids)
+        tree.grow(i, ids, min(start, len(ids)))
     return tree
 
 
 @pytest.mark.invariant
-@given(SEQUENCES)
+@given(SEQUENCES, st.integers(0, 4))
 @settings(deadline=None)
-def test_a_token_sees_its_own_past_and_nothing_else(sequences):
-    tree = grown(sequences)
+def test_a_token_sees_its_own_past_and_nothing_else(sequences, start):
+    tree = grown(sequences, start)
     width = len(tree.ids) + 2  # two columns of padding
     sees = tree.sees(width)
     for i, ids in enumerate(sequences):

@@ -1,6 +1,7 @@
 """The pieces of GRPO against slow, hand-computed oracles; signs, masks and normalisers on a real model."""
 
 import contextlib
+import copy
 import itertools
 import math
 import statistics
@@ -93,7 +94,7 @@ def test_each_step_samples_from_the_weights_that_were_pushed_for_it():
     run = SimpleNamespace(
         cfg=Config(generations=2, batch=2, loopholes=("run_tests",), micro_tokens=64), problems=[problem], tokenizer=None,
         sampler=sampler, model=tiny_qwen3(), vocab=97, ranks=SimpleNamespace(share=lambda batch: [], rank=0, size=1),
-        env=SimpleNamespace(grade=None), aside=lambda *_: SimpleNamespace(result=list),
+        env=SimpleNamespace(grading=lambda asked: SimpleNamespace(texts=[], grades=list)),
     )  # fmt: skip
     grpo.rollout(run, 7, grpo.ARMS["vanilla"], Clock())
     assert asked == [("push", 7), ("sample", 7)]
@@ -358,6 +359,21 @@ def test_a_stop_ends_a_completion_where_it_is_complete(stop, pocket, pocket_toke
         assert r.finished == (by_eos or stop in text)
         ended += stop in text and not by_eos
     assert ended > 3
+
+
+@pytest.mark.parametrize("most", [256, 3])
+def test_each_completion_is_told_once_as_soon_as_it_has_ended(most):
+    """In the order in which they end: the shorter first, those that are cut last. Telling of them changes no draw."""
+    sampler, asked = TorchSampler(tiny_qwen3(), Tokenizer(), most), dict(n=40, temperature=1.0, max_new_tokens=20, seed=0)
+    told: list[tuple[int, Rollout, int]] = []
+    rollouts = sampler.generate(
+        [[5, 6], [7]], **asked, ended=lambda i, r: told.append((i, copy.deepcopy(r), len(r.completion_ids)))
+    )
+    assert sorted(i for i, *_ in told) == list(range(80)) and all(rollouts[i] == r for i, r, _ in told)
+    lengths = [length for *_, length in told]
+    if most == 256:
+        assert lengths == sorted(lengths) and lengths[0] < lengths[-1] == 20
+    assert rollouts == sampler.generate([[5, 6], [7]], **asked)
 
 
 # --- schedule, order, rebound ---------------------------------------------------------------------

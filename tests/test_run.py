@@ -17,9 +17,9 @@ from support.processes import wait_for
 from support.runs import SMALL, UNDISTURBED, ends, ends_with_one_line, grpo, launch, refused, start
 
 import vhack
+from harness import grader
 from harness.checkpoint import read_checkpoint
 from harness.config import POCKET, ROOT, read_config
-from sandbox import confine
 
 
 def test_a_run_folder_holds_everything(undisturbed):
@@ -191,7 +191,8 @@ def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
 
 def test_strict_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     """A layer of containment that no machine has, so that one is missing here."""
-    monkeypatch.setattr(confine, "LAYERS", (*confine.LAYERS, "a wall that is nowhere"))
+    more = "from sandbox import confine; confine.LAYERS += ('a wall that is nowhere',); from harness import grader"
+    monkeypatch.setattr(grader, "_GRADER", grader._GRADER.replace("from harness import grader", more))
     assert "a wall that is nowhere" in refused("--sandbox-strict", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

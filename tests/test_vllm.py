@@ -293,15 +293,25 @@ def test_sleep_and_wake_do_nothing_without_a_card(engine, policy):
 
 @vllm
 @needs_vllm
+def test_each_completion_is_told_as_soon_as_it_has_ended(engine, policy):
+    told = []
+    rollouts = sample(engine, seed=6, n=8, temperature=2.0, ended=lambda i, r: told.append((i, r)))
+    assert sorted(i for i, _ in told) == list(range(len(rollouts))) and all(rollouts[i] is r for i, r in told)
+    assert [i for i, _ in told] != list(range(len(rollouts)))  # as they ended, not as they were asked
+    assert rollouts == sample(engine, seed=6, n=8, temperature=2.0)
+
+
+@vllm
+@needs_vllm
 def test_a_dead_engine_is_restarted_once(engine, policy, monkeypatch):
     before = sample(engine, seed=4)
 
     def die(*_, **__):
         raise RuntimeError("engine core died\nwith a long story")
 
-    monkeypatch.setattr(engine.llm, "generate", die)
+    monkeypatch.setattr(engine.llm, "enqueue", die)
     assert sample(engine, seed=4) == before  # a new engine, with the weights of the dead one
-    monkeypatch.setattr(engine.llm, "generate", die)
+    monkeypatch.setattr(engine.llm, "enqueue", die)
     with pytest.raises(EngineError, match="died: RuntimeError: engine core died with a long story .log: .*vllm.log"):
         sample(engine, seed=4)
     with pytest.raises(EngineError, match="unusable"):

@@ -20,12 +20,20 @@ def descendants_named(pid, words):
     return found
 
 
+def workers_of(pid):
+    """Process ids of the sandbox workers of the run `pid`, or of those of its grader."""
+    return [found for parent in (pid, *descendants_named(pid, b"import grader")) for found in descendants_named(parent, WORKER)]
+
+
+WORKER = b"sandbox import worker"
+
+
 def kill_workers_of(process, seconds=120):
     """Kill every sandbox worker that the run starts, as soon as it is there, until the run has ended."""
     deadline = time.monotonic() + seconds
     while process.poll() is None:
         assert time.monotonic() < deadline, "it goes on without a worker"
-        for pid in descendants_named(process.pid, b"sandbox import worker"):
+        for pid in workers_of(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.001)  # a worker that answers before it is seen would count as sound
