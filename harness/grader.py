@@ -11,7 +11,6 @@ sampling loop and with the reference pass, and grading beside them gained nothin
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -141,7 +140,6 @@ class _BatchElsewhere:
 
 def serve(descriptor: int) -> None:
     """The process's life: an environment that does what it is told until the channel closes. descriptor: of its end of that."""
-    os.nice(5)  # where cores are few the trainer goes first: it waits for grades only when it has nothing else to do
     channel = Connection(descriptor)
     with suppress(EOFError, OSError):  # the trainer has closed it, or has ended
         _, workers, strict, format_reward = channel.recv()
