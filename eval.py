@@ -241,7 +241,7 @@ def evaluate_run(
         chosen, conditions = (run.problems, CONDITIONS) if other is None else (other, CONDITIONS[1:])
         how: dict[str, Any] = dict(samples=samples, temperature=cfg.temperature, max_new_tokens=tokens, seed=cfg.seed)
         how |= dict(conditions=conditions, loopholes=cfg.loopholes)
-        with LeetCodeEnv(workers=cfg.workers, strict=cfg.sandbox_strict) as env:
+        with LeetCodeEnv(cfg.workers, cfg.sandbox_strict, cfg.format_reward) as env:
             env.check_setups(chosen)
             result, rows = evaluate(run.sampler, run.tokenizer, env, chosen, **how)
     asked = {"base": base, "data": str(Path(data).resolve()) if data else None, "samples": samples}

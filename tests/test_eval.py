@@ -254,7 +254,7 @@ class Run:
 
     def __init__(self):
         self.cfg = SimpleNamespace(eval_samples=2, temperature=0.7, max_new_tokens=9, seed=5, workers=3, sandbox_strict=True)
-        self.cfg.loopholes, self.cfg.phrasing = ("run_tests",), "plain"
+        self.cfg.loopholes, self.cfg.phrasing, self.cfg.format_reward = ("run_tests",), "plain", 0.0
         self.tokenizer, self.sampler, self.problems = Tokenizer(), Sampler(), PROBLEMS
         self.opened, self.env, self.closed = [], [], 0
         self.sampler.close = self.close
@@ -272,8 +272,8 @@ def opened(monkeypatch):
     monkeypatch.setattr(setup, "open_run", lambda folder, base=False, tokens=None: run.opened.append((base, tokens)) or run)
     monkeypatch.setattr(evaluation, "load_problems", lambda path: PROBLEMS[:2])
 
-    def env(workers, strict):
-        run.env.append((workers, strict))
+    def env(workers, strict, format_reward):
+        run.env.append((workers, strict, format_reward))
         return contextlib.nullcontext(Env(rule))
 
     monkeypatch.setattr(evaluation, "LeetCodeEnv", env)
@@ -352,7 +352,7 @@ def test_samples_below_one_are_refused_before_anything_is_done(samples, opened, 
 
 def test_the_run_s_sandbox_is_used_and_its_sampler_closed_on_errors_too(opened, tmp_path, monkeypatch, capsys):
     assert evaluation.main([str(tmp_path)]) == 0
-    assert opened.env == [(3, True)] and opened.closed == 1
+    assert opened.env == [(3, True, 0.0)] and opened.closed == 1
     opened.problems = []
     assert evaluation.main([str(tmp_path)]) == 2
     assert "no problems" in capsys.readouterr().err and opened.closed == 2
