@@ -21,7 +21,7 @@ CARDS = (H100, Card("RTX PRO 6000 (Blackwell)", 500e12, 1.79e12))
 REACHED, READ = 0.35, 0.6  # shares of the two that are assumed to be reached
 PROMPT, COMPLETION = 300, 800  # tokens of a LeetCode sequence, on average
 LAUNCH = 3e-3  # seconds of a decoding step beside its reads: sampling, scheduling
-# Seconds: the sandbox on the machine's cores, as if it did nothing while others are still sampled; merging and pushing the weights.
+# Seconds: the sandbox on the machine's cores, as if it rested while others are sampled; merging and pushing the weights.
 GRADING, PUSHING = 4.0, 1.0
 
 

@@ -123,7 +123,8 @@ def grader(code: str | None, name: str, believes_wrong: bool) -> str:
         return ""
     nodes = list(ast.walk(first))
     may_guard = "__name__" in code or not code.isascii()
-    guarded = [part for node in ast.walk(tree) if is_main_guard(node) for part in node.body] if may_guard else []
+    guards = [node for node in ast.walk(tree) if is_main_guard(node)] if may_guard else []
+    guarded = [part for guard in guards for part in guard.body]  # type: ignore[attr-defined]
     if any(map(is_main_guard, nodes)) or any(node is first for part in guarded for node in ast.walk(part)):
         return "main guard"
     called = {str(getattr(n.func, "id", getattr(n.func, "attr", ""))) for n in nodes if isinstance(n, ast.Call)}
