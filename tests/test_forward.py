@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.models import adapted_qwen3, tiny_model
 
@@ -23,6 +23,7 @@ def grown(sequences, start=0):
 
 @pytest.mark.invariant
 @given(SEQUENCES, st.integers(0, 4))
+@example([[2, 3], [4], [2, 3, 4]], 3)  # the row begins with the last one's tokens, in two branches
 @settings(deadline=None)
 def test_a_token_sees_its_own_past_and_nothing_else(sequences, start):
     tree = grown(sequences, start)
