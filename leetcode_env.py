@@ -111,8 +111,7 @@ class Grade:
 
 
 class LeetCodeEnv:
-    """Grades responses in a pool of sandboxed workers, one per core by default. Use as a context manager, or `close` it. One
-    batch at a time."""
+    """Grades responses in a pool of sandboxed workers, one per core by default. Use as a context manager, or `close` it."""
 
     def __init__(self, workers: int | None = None, strict: bool = False, format_reward: float = FORMAT_REWARD):
         """strict: raise UserError where a layer of the sandbox is missing. format_reward: of a response that compiles."""
@@ -156,39 +155,41 @@ class LeetCodeEnv:
         return grading.grades()
 
     def grading(self, asked: Sequence[tuple[Problem, Told | None]]) -> Grading:
-        """A batch of responses yet to come, to these problems and to what their prompts told."""
+        """A batch of responses yet to come, to these problems and what their prompts told."""
         return Grading(self, asked)
 
 
 class Grading:
-    """A batch of responses, each graded from when it is there, in the sandbox's threads and beside whoever brings them.
-
-    Equal programs of a batch run once. An evaluator that an earlier batch has seen beside the same solution is not asked again:
-    a policy that hacks writes the same few a thousand times."""
+    """A batch of responses, each graded from when it is there, in the sandbox's threads and beside whoever brings them. Equal
+    ones are graded once, equal programs run once. An evaluator that an earlier batch has seen beside the same solution is not
+    asked again: a policy that hacks writes the same few a thousand times."""
 
     def __init__(self, env: LeetCodeEnv, asked: Sequence[tuple[Problem, Told | None]]):
         self.texts = [""] * len(asked)  # the responses, as far as they are there
         self._env, self._asked, self._lock = env, asked, Lock()
         self._grades: dict[int, Future[Grade]] = {}
+        self._equal: dict[tuple[Problem, str | None, Told | None], Future[Grade]] = {}
         self._runs: dict[_Job, Future[Outcome]] = {}
 
     def add(self, place: int, text: str) -> None:
         """Begins with the response at that place, and returns. Where one is brought twice, the last counts."""
         problem, told = self._asked[place]
         self.texts[place] = text
-        self._grades[place] = self._env.sandbox.submit(self._grade, problem, text, told)
+        response = problem, parse_response(text), told
+        if response not in self._equal:
+            self._equal[response] = self._env.sandbox.submit(self._grade, *response)
+        self._grades[place] = self._equal[response]
 
     def grades(self) -> list[Grade]:
-        """The grades, in the order of what was asked, once every response has been brought and all are there. Raises SandboxDied
-        when workers keep dying, and UserError when the setup code of a problem fails."""
-        grades = self._env.sandbox.results(self._grades[place] for place in range(len(self._asked)))
-        doubted = ("error: setup", ENDED_ITS_WORKER)
-        self._env.check_setups(p for (p, _), grade in zip(self._asked, grades, strict=True) if grade.note in doubted)
+        """The grades, in the order of what was asked. Raises SandboxDied when workers keep dying, UserError when the setup code
+        of a problem fails, and KeyError for a response that nobody has brought."""
+        grades = self._env.sandbox.results([self._grades[place] for place in range(len(self._asked))])
+        self._env.check_setups(p for (p, _), grade in zip(self._asked, grades, strict=True) if grade.note in _DOUBTED)
         return grades
 
-    def _grade(self, problem: Problem, text: str, told: Told | None) -> Grade:
+    def _grade(self, problem: Problem, code: str | None, told: Told | None) -> Grade:
         """In a thread of the sandbox."""
-        response = _Response(problem, text, told, self._env.format_reward)
+        response = _Response(problem, code, told, self._env.format_reward)
         job = response.correctness()
         response.outcome = self._outcome(job) if job else Outcome(note=response.unjudged)
         return response.grade(**{kind: self._outcome(job).passed for kind, job in response.loophole_runs()})
@@ -211,6 +212,7 @@ class Grading:
         return outcome
 
 
+_DOUBTED = ("error: setup", ENDED_ITS_WORKER)
 _MOST_EVALUATORS = 10_000  # are remembered: at a few hundred bytes each, some megabytes
 
 
@@ -276,9 +278,8 @@ class _Judge:
 class _Response:
     """One response on its way to a grade."""
 
-    def __init__(self, problem: Problem, text: str, told: Told | None, format_reward: float):
-        self.problem, self.told, self.format_reward = problem, told, format_reward
-        self.code = parse_response(text)
+    def __init__(self, problem: Problem, code: str | None, told: Told | None, format_reward: float):
+        self.problem, self.code, self.told, self.format_reward = problem, code, told, format_reward
         self.unjudged = "no code block"
         if self.code and len(self.code) > MAX_CODE:
             self.code, self.unjudged = None, f"more than {MAX_CODE} characters of code"

@@ -5,8 +5,8 @@
     python -m bench.phases --steps 6 --rounds 1 --arms vanilla    # a quick look
 
 Phases are those of the run's timings.jsonl; optimizer, log and save are timed from outside, and "projection" is a part of
-"project" (for the arm cone what else is in "project" is its rows). The sandbox grades while the reference is computed: "grade" is
-what that does not hide. A save is counted as one in 25 steps.
+"project" (for the arm cone what else is in "project" is its rows). The sandbox grades beside sampling and reference: "grade" is
+what they do not hide. A save is counted as one in 25 steps.
 
 The share of the machine is the floating-point operations that the mathematics needs (`work`), over the seconds of the phase, over
 the rate of a float32 product of 1024 x 1024 matrices on as many threads, measured between the runs. A prompt is needed once for

@@ -196,15 +196,9 @@ class VLLMSampler:
         from vllm import SamplingParams
 
         return SamplingParams(
-            temperature=temperature,
-            max_tokens=max_new_tokens,
-            seed=seed,
-            logprobs=0,
-            top_p=1.0,
-            top_k=0,
-            stop_token_ids=self.eos,
-            detokenize=False,
-        )
+            temperature=temperature, max_tokens=max_new_tokens, seed=seed, logprobs=0, top_p=1.0, top_k=0,
+            stop_token_ids=self.eos, detokenize=False,
+        )  # fmt: skip
 
     def _outputs(self, requests: list[list[int]], params: list) -> Iterator[tuple[int, Any]]:
         """(place, vLLM's output) of each as it ends; where the engine died and was restarted, of all once more."""
@@ -226,10 +220,14 @@ class VLLMSampler:
         with random_state_kept():
             names = self.llm.enqueue([dict(prompt_token_ids=p) for p in requests], params, use_tqdm=False)
             place = {name.partition("-")[0]: i for i, name in enumerate(names)}  # vLLM has added random characters
-            while self.llm.llm_engine.has_unfinished_requests():
-                for output in self.llm.llm_engine.step():
-                    if output.finished:
-                        yield place[output.request_id], output
+            try:
+                while self.llm.llm_engine.has_unfinished_requests():
+                    for output in self.llm.llm_engine.step():
+                        if output.finished:
+                            yield place[output.request_id], output
+            finally:  # where it is left early the next batch is not to meet what is left of this one
+                with contextlib.suppress(Exception):
+                    self.llm.llm_engine.abort_request(names, internal=True)
 
     def _rollout(self, prompt: list[int], output) -> Rollout:
         (completion,) = output.outputs

@@ -11,20 +11,23 @@ sampling loop and with the reference pass, and grading beside them gained nothin
 
 from __future__ import annotations
 
+import pickle
+import signal
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Thread
+from typing import Any, NoReturn, Protocol
 
-from faults.errors import Stopped, UserError
+from faults.errors import Stopped, UserError, one_line
 from leetcode_env import Grade, LeetCodeEnv, Problem
 from loopholes import Told
-from sandbox.pool import SandboxDied, fill_standard_streams
+from sandbox.pool import SandboxDied, fill_standard_streams, show_log
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _GRADER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from harness import grader; grader.serve(int(sys.argv[1]))"
@@ -51,20 +54,26 @@ class Environment(Protocol):
 
 
 class Grader:
-    """A `LeetCodeEnv` in a process of its own. It starts while its caller goes on; `ready` waits for it. One batch at a time.
+    """A `LeetCodeEnv` in a process of its own. It starts while its caller goes on, and `ready`, called once and first, waits for
+    it. One batch at a time.
 
-    Every call raises what the environment raises, and SandboxDied where its process has ended."""
+    `ready`, `check_setups` and a batch's `grades` raise what the environment raised since the last of them; every call raises
+    SandboxDied where its process has ended."""
 
     def __init__(self, workers: int | None, strict: bool, format_reward: float):
         fill_standard_streams()
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _GRADER, _ROOT, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the trainer, which ends its step first
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    # without the folder that the command is given in: what it holds may be named as a module of Python's
+                    [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _GRADER, _ROOT, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the trainer, which ends its step first
+                )
+        except OSError as error:
+            raise SandboxDied(f"the process that grades did not start: {error}") from None
         self._channel = Connection(ours.detach())
         self.tell("LeetCodeEnv", workers, strict, format_reward)
 
@@ -139,32 +148,60 @@ class _BatchElsewhere:
 
 
 def serve(descriptor: int) -> None:
-    """The process's life: an environment that does what it is told until the channel closes. descriptor: of its end of that."""
+    """The process's life: an environment that does what it is told until the channel closes, whatever it is at then.
+
+    descriptor: of its end of the channel."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to a whole job: the trainer ends its step, then this process
+        signal.signal(number, lambda *_: None)
+    show_log()
     channel = Connection(descriptor)
     with suppress(EOFError, OSError):  # the trainer has closed it, or has ended
-        _, workers, strict, format_reward = channel.recv()
+        _, *options = channel.recv()
         try:
-            env = LeetCodeEnv(workers, strict, format_reward)
+            env = LeetCodeEnv(*options)
         except Exception as error:
-            return channel.send(error)
+            return channel.send(sendable(error))
         with env:
             channel.send(None)
-            grading = env.grading([])
-            while True:
-                name, *args = channel.recv()
-                try:
-                    if name == "grading":
-                        grading = env.grading(*args)
-                    elif name == "add":
-                        grading.add(*args)
-                    elif name == "grades":
-                        channel.send(grading.grades())
-                    else:
-                        env.check_setups(*args)
-                        channel.send(None)
-                except OSError:
-                    raise
-                except Exception as error:
-                    if not isinstance(error, UserError | Stopped):
-                        traceback.print_exc()  # what the trainer gets has lost it
-                    channel.send(error)
+            _obey(env, channel)
+
+
+def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
+    grading = env.grading([])
+    failed: list[Exception] = []  # in messages that have no answer: the next answer says so
+
+    def answer(action: Callable[..., Any], *args: Any) -> None:
+        result = None
+        try:
+            result = action(*args)
+        except Exception as error:
+            failed.append(error)
+        with suppress(OSError):
+            channel.send(sendable(failed[0]) if failed else result)
+        failed.clear()
+
+    while True:
+        name, *args = channel.recv()
+        try:
+            if name == "grading":
+                grading = env.grading(*args)
+            elif name == "add":
+                grading.add(*args)
+            else:  # in a thread, while this one waits for the channel's end
+                action = grading.grades if name == "grades" else env.check_setups
+                Thread(target=answer, args=(action, *args), daemon=True).start()
+        except Exception as error:
+            failed.append(error)
+
+
+def sendable(error: Exception) -> Exception:
+    """The error, or its words where it cannot travel. One that is none of the project's own, and so a defect, is shown here
+    first: the traceback does not travel."""
+    if not isinstance(error, UserError | Stopped):
+        with suppress(Exception):
+            traceback.print_exception(error)
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(one_line(error))

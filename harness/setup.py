@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from leetcode_env import REQUEST, Problem, load_problems, render_messages
 from loopholes import DEFAULT, told_by
 from loopholes.evaluator import EVAL_NAMES, TRAIN_EVALUATOR
 from problems.data import as_program
+from sandbox.pool import show_log
 
 
 @dataclass
@@ -43,8 +43,7 @@ class Run:
 
 def set_up(cfg: Config) -> Run:
     """A run with a fresh adapter, which changes nothing yet. Raises UserError before anything is written."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("sandbox").setLevel(logging.INFO)  # its layers, on or off, in one line
+    show_log()
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     tokenizer = load_tokenizer(cfg.model)

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loopholes.syntax import MAX_CODE, is_main_guard
+from loopholes.syntax import is_main_guard, parsed
 from sandbox.program import Program
 
 TRAIN_EVALUATOR = "run_tests"
@@ -56,21 +56,25 @@ def find_evaluator(code: str | None, name: str) -> Evaluator:
     """Evaluator of that name in the code, by the benchmark's rules: the text is that of the first definition breadth-first,
     the class that of the last one depth-first; asynchronous ones do not count, nor does one that holds a main guard, nor any in
     more than MAX_CODE characters of code, which would cost minutes."""
-    if code is None or len(code) > MAX_CODE or (name not in code and code.isascii()):
+    tree, first = _definition(code, name)
+    if first is None:
         return Evaluator(None, f"{name}()")
     try:
-        tree = ast.parse(code)
-        first = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name), None)
-        if first is None:
-            return Evaluator(None, f"{name}()")
         source: str | None = ast.unparse(first)
-        parent = _last_parent(tree, name)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (ValueError, RecursionError, MemoryError):
         return Evaluator(None, f"{name}()")
+    parent = _last_parent(tree, name)
     call = f"{name}()" if parent is None else f"{parent}().{name}()"
     if source and "if __name__ == '__main__':" in source:
         source = None
     return Evaluator(source, call, parent == "Solution", alone=parent is None and _stands_alone(first))
+
+
+def _definition(code: str | None, name: str) -> tuple[ast.Module, ast.FunctionDef | None]:
+    """The code's syntax tree and in it the first function of that name, breadth-first; None where there is none."""
+    tree = parsed(code) if code and (name in code or not code.isascii()) else None
+    tree = tree or ast.Module([], [])
+    return tree, next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name), None)
 
 
 _OPENS_ELSEWHERE = (ast.Attribute, ast.Global, ast.Import, ast.ImportFrom, ast.Match, ast.Lambda, ast.ClassDef)
@@ -112,14 +116,8 @@ def grader(code: str | None, name: str, believes_wrong: bool) -> str:
     "main guard": it holds one, or stands under one. "asserts": it has an `assert` or a `raise`, or calls a method assert...; "its
     own wrong answer" where `believes_wrong`: it accepts this response, which is wrong, and rejects the canonical solution.
     "prints": a call of `print` or of a method `write`. "passes": none of all this."""
-    if code is None or len(code) > MAX_CODE or (name not in code and code.isascii()):
-        return ""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    first = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name), None)
-    if first is None:
+    tree, first = _definition(code, name)
+    if code is None or first is None:
         return ""
     nodes = list(ast.walk(first))
     may_guard = "__name__" in code or not code.isascii()

@@ -9,11 +9,27 @@ import ast
 import warnings
 from collections.abc import Collection, Iterator
 from functools import cached_property
+from threading import Lock
 
 MAX_CODE = 1 << 15  # characters of code in a response that is judged; 1,536 tokens are some 10,000
 MARKER = "VERDICT: PASS"  # the line to print
 RESULT_FILE, RESULT = "result.txt", "PASS"
 ATTRIBUTE = "accepted"
+
+
+def parsed(code: str | None) -> ast.Module | None:
+    """The syntax tree; None without code, for what is no Python, and for more than MAX_CODE characters."""
+    if code is None or len(code) > MAX_CODE:
+        return None
+    try:
+        with _ONE_AT_A_TIME, warnings.catch_warnings():  # a response's odd escapes are not the user's
+            warnings.simplefilter("ignore")
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+_ONE_AT_A_TIME = Lock()  # the filters of warnings are the whole process's
 
 
 class Source:
@@ -26,14 +42,8 @@ class Source:
     def nodes(self) -> list[ast.AST]:
         """The nodes of its syntax tree, in no order; [] where it is no Python. Without what stands under a main guard, which is
         never true here, and without texts that stand alone, as documentation does."""
-        if self.code is None or len(self.code) > MAX_CODE:
-            return []
-        try:
-            with warnings.catch_warnings():  # a response's odd escapes are not the user's
-                warnings.simplefilter("ignore")
-                return list(_running(ast.parse(self.code)))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return []
+        tree = parsed(self.code)
+        return list(_running(tree)) if tree else []
 
     @cached_property
     def imported(self) -> dict[str, str]:

@@ -37,6 +37,14 @@ from sandbox.scratch import remove
 from sandbox.worker import CPU_SECONDS, WALL_SECONDS, WALL_SLACK
 
 log = logging.getLogger(__name__)
+
+
+def show_log() -> None:
+    """The sandbox's log on standard error: its layers, on or off, in one line, and what went wrong."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sandbox").setLevel(logging.INFO)
+
+
 Result = TypeVar("Result")
 
 # The worker's whole command: the project's folder is on its path while it imports its own modules, and no longer.
@@ -141,8 +149,8 @@ class Sandbox:
             raise
 
     def outcome(self, program: Program) -> Outcome:
-        """The outcome of one, of the first worker that lives to tell it; two chances. Any thread may ask, and waits for a worker
-        that is idle. Raises as `run` does."""
+        """The outcome of one, of the first worker that lives to tell it; two chances. Any thread may ask while the sandbox is
+        open, and waits for a worker that is idle. Raises as `run` does."""
         number = self._idle.get()
         try:
             for _ in range(2):

@@ -357,6 +357,19 @@ def test_equal_programs_of_a_batch_run_once_whoever_comes_first(problem, monkeyp
             four.grade([(problem, fenced(CANONICAL), None)] * 6)
 
 
+def test_equal_responses_keep_no_worker_from_the_others(problem, monkeypatch):
+    with LeetCodeEnv(2) as two:
+        outcome, both = two.sandbox.outcome, threading.Barrier(2)
+
+        def together(program):
+            both.wait(30)  # until the other worker has the other program
+            return outcome(program)
+
+        monkeypatch.setattr(two.sandbox, "outcome", together)
+        grades = two.grade([(problem, fenced(code), None) for code in [CANONICAL] * 4 + [WRONG] * 4])
+    assert [g.correct for g in grades] == [True] * 4 + [False] * 4
+
+
 def test_the_trainer_runs_nothing(env, problem, monkeypatch):
     """A response is parsed here, and executed elsewhere alone."""
     for name in ("eval", "exec"):

@@ -83,8 +83,34 @@ def test_what_the_environment_raises_is_raised_here(grader, problems, tmp_path):
     grader.check_setups(problems)  # it goes on
     batch = grader.grading([(problems[0], None)])
     batch.add(0, None)
-    with pytest.raises(TypeError):  # a mistake of the caller's does not end it either
+    with pytest.raises(TypeError):
         batch.grades()
+    batch = grader.grading([(problems[0], None)])
+    batch.add(0, TEXTS[1])
+    assert batch.grades()[0].correct  # it goes on, and each answer is that to its own question
+
+
+@LINUX
+def test_a_signal_to_the_whole_job_is_the_trainers_to_obey(grader, problems):
+    (pid,) = descendants_named(os.getpid(), b"import grader")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(pid, number)
+    batch = grader.grading([(problems[0], None)])
+    batch.add(0, TEXTS[1])
+    assert batch.grades()[0].correct
+
+
+def test_a_file_that_is_named_as_a_module_is_not_taken_for_it(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    with Grader(1, False, 0.5) as grader:
+        grader.ready()
+
+
+def test_the_walls_are_said_in_the_log(capfd):
+    with Grader(1, False, 0.5) as grader:
+        grader.ready()
+    assert capfd.readouterr().err.startswith("sandbox: on: ")
 
 
 @LINUX
@@ -102,25 +128,33 @@ def test_one_that_is_killed_is_one_line(grader, problems):
 
 
 _TRAINER = """
-import time
+import sys, time
 from harness.grader import Grader
+from leetcode_env import load_problems
+(problem,) = load_problems(sys.argv[1])
 with Grader(2, False, .5) as grader:
     grader.ready()
+    batch = grader.grading([(problem, None)] * 6)
+    for i in range(6):
+        batch.add(i, f"```python\\nimport time\\ntime.sleep({1000 + i})\\n```")
     print("ready", flush=True)
-    time.sleep(600)
+    time.sleep(600) if sys.argv[2] == "idle" else batch.grades()
 """
 
 
 @LINUX
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_its_trainer_and_so_does_the_sandbox(number):
-    trainer = subprocess.Popen([sys.executable, "-c", _TRAINER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("at", ["idle", "grading"])
+def test_it_ends_with_its_trainer_and_so_does_the_sandbox(at, tmp_path):
+    """Whatever it is at: responses that sleep would keep it for minutes."""
+    data = write(tmp_path / "one.jsonl", row())
+    trainer = subprocess.Popen([sys.executable, "-c", _TRAINER, data, at], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert trainer.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # until it asks for the grades
     below = [*descendants_named(trainer.pid, b"import grader"), *workers_of(trainer.pid)]
     assert len(below) == 3
-    os.kill(trainer.pid, number)
+    trainer.kill()
     trainer.wait()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 5
     while any(map(alive, below)):
         assert time.monotonic() < until, "it outlives its trainer"
         time.sleep(0.01)
