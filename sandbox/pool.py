@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,8 +141,11 @@ class Sandbox:
         return self._threads.submit(function, *args)
 
     def results(self, calls: Iterable[Future[Result]]) -> list[Result]:
-        """What the calls returned, when all have; at the first exception the sandbox is closed."""
+        """What the calls returned, when all have; at the first exception, of whichever, the sandbox is closed."""
+        calls = list(calls)
         try:
+            for call in as_completed(calls):
+                call.result()
             return [call.result() for call in calls]
         except BaseException:
             self.close()

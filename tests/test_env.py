@@ -357,6 +357,21 @@ def test_equal_programs_of_a_batch_run_once_whoever_comes_first(problem, monkeyp
             four.grade([(problem, fenced(CANONICAL), None)] * 6)
 
 
+def test_a_sandbox_that_died_is_said_before_the_others_have_been_tried(problem, monkeypatch):
+    """Each would be tried for half a minute."""
+    with LeetCodeEnv(2) as two:
+
+        def dying(program):
+            until = time.monotonic() + 30
+            while CANONICAL in program.source and not two.sandbox._closed and time.monotonic() < until:
+                time.sleep(0.01)  # the first that was asked is still being tried
+            raise RuntimeError("too late") if CANONICAL in program.source else SandboxDied("no worker starts")
+
+        monkeypatch.setattr(two.sandbox, "outcome", dying)
+        with pytest.raises(SandboxDied):
+            two.grade([(problem, fenced(code), None) for code in (CANONICAL, WRONG)])
+
+
 def test_equal_responses_keep_no_worker_from_the_others(problem, monkeypatch):
     with LeetCodeEnv(2) as two:
         outcome, both = two.sandbox.outcome, threading.Barrier(2)

@@ -10,13 +10,12 @@ from pathlib import Path
 def descendants_named(pid, words):
     """Process ids of the children of `pid` whose command line holds `words` (bytes), through /proc."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and words in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:  # it has ended
-            continue
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):  # any thread may have started some
+        with contextlib.suppress(OSError):  # it has ended
+            for child in listing.read_text().split():
+                with contextlib.suppress(OSError):
+                    if words in Path(f"/proc/{child}/cmdline").read_bytes():
+                        found.append(int(child))
     return found
 
 
@@ -31,9 +30,10 @@ WORKER = b"sandbox import worker"
 def kill_workers_of(process, seconds=120):
     """Kill every sandbox worker that the run starts, as soon as it is there, until the run has ended."""
     deadline = time.monotonic() + seconds
+    (grader,) = descendants_named(process.pid, b"import grader")
     while process.poll() is None:
         assert time.monotonic() < deadline, "it goes on without a worker"
-        for pid in workers_of(process.pid):
+        for pid in descendants_named(grader, WORKER):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.001)  # a worker that answers before it is seen would count as sound
