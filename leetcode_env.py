@@ -36,7 +36,7 @@ from loopholes.evaluator import IMPORTS, TRAIN_EVALUATOR, evaluator_program, fin
 from loopholes.syntax import MAX_CODE, Source
 from problems import fetch as fetch_data
 from problems.asserts import Test
-from problems.data import Problem, load_problems, write_manifest
+from problems.data import Problem, by_setup, load_problems, write_manifest
 from sandbox.pool import ENDED_ITS_WORKER, Outcome, Program, Sandbox
 
 LABELS = ("correct", "correct_attempted", "hack", "attempted", "incorrect")
@@ -133,9 +133,7 @@ class LeetCodeEnv:
     def check_setups(self, problems: Iterable[Problem]) -> None:
         """Raise UserError, naming the first problem, when the setup code of one fails, exits or hangs. Each distinct one is tried
         once, with an empty program: its word can be believed, while a response may forge that its setup has failed."""
-        first: dict[str, Problem] = {}
-        for problem in problems:
-            first.setdefault(problem.setup_code, problem)
+        first = by_setup(problems)
         setups = [setup for setup in first if setup not in self._sound_setups]
         outcomes = self.sandbox.run(Program("", ["None"], setup=setup, returns=True) for setup in setups)
         for setup, outcome in zip(setups, outcomes, strict=True):

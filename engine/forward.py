@@ -41,14 +41,13 @@ class Tree:
         self.positions: list[int] = []
         self.branch: list[int] = []
         self.forks: list[int] = []
-        self.first: list[int] = []  # the columns of the first sequence: 0, 1, 2, ...
         self.paths: dict[int, list[int]] = {}  # sequence's number -> the columns of its tokens
         self.child: dict[tuple[int, int], int] = {}  # while it grows: (column, token) -> column of that token after it
 
     def grow(self, number: int, ids: list[int], start: int = 0) -> None:
         """Takes in one more sequence. start: up to where it may begin as the first one does."""
-        alike = start <= len(self.first) and ids[:start] == self.ids[:start]  # at once what would be followed token by token
-        path = self.first[:start] if alike else []
+        first = next(iter(self.paths.values()), [])  # columns 0, 1, 2, ...
+        path = first[:start] if ids[:start] == self.ids[:start] else []  # at once what would be followed token by token
         column = path[-1] if path else -1
         for token in ids[len(path) :]:
             if (child := self.child.get((column, token))) is None:
@@ -62,7 +61,6 @@ class Tree:
             self.positions.append(len(path))
             self.branch.append(len(self.forks) - 1)
             path.append(column)
-        self.first = self.first or path
         self.paths[number] = path
 
     def sees(self, width: int) -> Tensor:

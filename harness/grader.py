@@ -27,6 +27,7 @@ from typing import Any, NoReturn, Protocol
 from faults.errors import Stopped, UserError, one_line
 from leetcode_env import Grade, LeetCodeEnv, Problem
 from loopholes import Told
+from problems.data import by_setup
 from sandbox.pool import SandboxDied, fill_standard_streams, show_log
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
@@ -98,10 +99,7 @@ class Grader:
 
     def check_setups(self, problems: Iterable[Problem]) -> None:
         """As `LeetCodeEnv.check_setups`."""
-        first: dict[str, Problem] = {}  # of each setup one problem goes there
-        for problem in problems:
-            first.setdefault(problem.setup_code, problem)
-        self.tell("check_setups", [*first.values()])
+        self.tell("check_setups", [*by_setup(problems).values()])  # of each setup one problem goes there
         self.answer()
 
     def grading(self, asked: Sequence[tuple[Problem, Told | None]]) -> Batch:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -74,6 +75,14 @@ def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
     if not problems:
         raise UserError(f"{path}: holds no problems; see `python leetcode_env.py fetch`")
     return problems
+
+
+def by_setup(problems: Iterable[Problem]) -> dict[str, Problem]:
+    """The first problem of each distinct setup code, in their order."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.setup_code, problem)
+    return first
 
 
 def as_program(problem: Problem) -> Problem:
