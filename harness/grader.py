@@ -168,7 +168,7 @@ def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
     grading = env.grading([])
     failed: list[Exception] = []  # in messages that have no answer: the next answer says so
 
-    def answer(action: Callable[..., Any], *args: Any) -> None:
+    def answer(failed: list[Exception], action: Callable[..., Any], *args: Any) -> None:
         result = None
         try:
             result = action(*args)
@@ -176,7 +176,6 @@ def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
             failed.append(error)
         with suppress(OSError):
             channel.send(sendable(failed[0]) if failed else result)
-        failed.clear()
 
     while True:
         name, *args = channel.recv()
@@ -187,7 +186,8 @@ def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
                 grading.add(*args)
             else:  # in a thread, while this one waits for the channel's end
                 action = grading.grades if name == "grades" else env.check_setups
-                Thread(target=answer, args=(action, *args), daemon=True).start()
+                Thread(target=answer, args=(failed, action, *args), daemon=True).start()
+                failed = []  # once an answer is sent the next messages come, while its thread has yet to end
         except Exception as error:
             failed.append(error)
 

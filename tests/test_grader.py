@@ -3,10 +3,14 @@
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from support.problems import CANONICAL, row, write
@@ -14,7 +18,7 @@ from support.processes import descendants_named, workers_of
 
 from faults.errors import UserError
 from harness.config import ROOT
-from harness.grader import Grader
+from harness.grader import Grader, _obey
 from leetcode_env import LeetCodeEnv, load_problems
 from loopholes import LOOPHOLES, Told, evaluated_by
 from sandbox.pool import SandboxDied
@@ -90,6 +94,32 @@ def test_what_the_environment_raises_is_raised_here(grader, problems, tmp_path):
     assert batch.grades()[0].correct  # it goes on, and each answer is that to its own question
 
 
+def test_an_answer_does_not_take_the_errors_of_the_next_batch_with_it(problems):
+    sent = Event()
+
+    class Slow(Connection):  # who answers is held up once the answer is on its way
+        def send(self, message):
+            super().send(message)
+            sent.wait()
+
+    def serve():
+        with suppress(EOFError), LeetCodeEnv(1) as env, Slow(theirs.detach()) as channel:
+            _obey(env, channel)
+
+    ours, theirs = socket.socketpair()
+    with Connection(ours.detach()) as channel:
+        Thread(target=serve).start()
+        channel.send(("check_setups", []))
+        assert channel.recv() is None
+        channel.send(("grading", [(problems[0], None)]))
+        channel.send(("add", 0, None))
+        time.sleep(0.1)  # for these to be read
+        sent.set()
+        time.sleep(0.1)  # for the answer's thread to end
+        channel.send(("grades",))
+        assert isinstance(channel.recv(), TypeError)
+
+
 @LINUX
 def test_a_signal_to_the_whole_job_is_the_trainers_to_obey(grader, problems):
     (pid,) = descendants_named(os.getpid(), b"import grader")
@@ -129,7 +159,7 @@ def test_one_that_is_killed_is_one_line(grader, problems):
 
 _TRAINER = """
 import sys, time
-from harness.grader import Grader
+from harness.grader import Grader, _obey
 from leetcode_env import load_problems
 (problem,) = load_problems(sys.argv[1])
 with Grader(2, False, .5) as grader:
