@@ -2,6 +2,7 @@
 
 import signal
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ from support.models import adapted_qwen3, tiny_qwen3
 from support.runs import UNDISTURBED, grpo
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("here", deadline=None)  # a loaded machine is no defect
+hypothesis.settings.load_profile("here")
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job ignores it, and so would every run that tests start

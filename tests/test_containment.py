@@ -138,7 +138,7 @@ def test_the_callers_umask_takes_no_wall_down(mask):
 def test_signals_that_the_caller_blocks_still_tell_the_worker_that_a_run_has_ended():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
-        with Sandbox(workers=1, wall_seconds=1.0) as pool:
+        with Sandbox(workers=1) as pool:
             assert values(pool, "def f(): return 1") == [1]
             assert values(pool, "import signal\ndef f(): return len(signal.pthread_sigmask(0, ()))") == [0]
     finally:

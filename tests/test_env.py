@@ -394,11 +394,18 @@ def test_the_trainer_runs_nothing(env, problem, monkeypatch):
     assert set(os.listdir(".")) == before and grade.correct
 
 
-def test_a_worker_that_dies_in_mid_run_changes_no_verdict(problem):
+def test_a_worker_that_dies_in_mid_run_changes_no_verdict(problem, monkeypatch):
     """The program begins again, and so does the judge that had already taken some of its answers."""
     slow = "import time\n" + CANONICAL.replace("return", "time.sleep(0.2)\n        return")
     with LeetCodeEnv(workers=1) as env:
-        threading.Timer(0.5, os.kill, (env.sandbox.pids[0], signal.SIGKILL)).start()
+
+        class Killing(leetcode_env._Judge):
+            def __call__(self, index, value):
+                if index == 1 and not env.sandbox.restarts:
+                    os.kill(env.sandbox.pids[0], signal.SIGKILL)
+                return super().__call__(index, value)
+
+        monkeypatch.setattr(leetcode_env, "_Judge", Killing)
         assert env.grade([(problem, fenced(slow), None)])[0].correct
         assert env.sandbox.restarts == 1
 

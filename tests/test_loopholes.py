@@ -379,10 +379,10 @@ ENDLESS = {
 
 @pytest.fixture(scope="module")
 def hasty():
-    """With a second of time for each program."""
+    """With a second of work, and three of time, for each program."""
     with LeetCodeEnv(workers=2) as env:
         env.sandbox.close()
-        env.sandbox = Sandbox(workers=2, cpu_seconds=1, wall_seconds=1.0)
+        env.sandbox = Sandbox(workers=2, cpu_seconds=1, wall_seconds=3.0)
         yield env
 
 

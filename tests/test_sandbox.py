@@ -24,6 +24,7 @@ from faults.errors import UserError
 from sandbox import pool as sandbox
 from sandbox import wire
 from sandbox.pool import Program, Sandbox, SandboxDied, SandboxIncomplete
+from sandbox.program import Verdict
 from sandbox.wire import NotPlain, decode, encode
 
 ROOT = Path(sandbox.__file__).resolve().parent.parent
@@ -141,7 +142,7 @@ def test_colliding_keys_cost_no_time():
     started = time.process_time()
     with pytest.raises(NotPlain):
         decode(body)
-    assert time.process_time() - started < 2  # it took minutes when the set was built
+    assert time.process_time() - started < 20  # it took minutes when the set was built
 
 
 # ---- running ------------------------------------------------------------------------------------------------------
@@ -152,12 +153,17 @@ def test_outcomes_come_in_order(pool):
     assert [o.passed for o in pool.run(programs)] == [True] * 50
 
 
-def test_it_stops_at_the_first_wrong_answer(pool):
-    """The second call would take for ever."""
+def test_it_stops_at_the_first_wrong_answer(monkeypatch):
+    """The second call would take for ever, and it is not the limits that end it."""
+    ends, end = [], Verdict.end
+    monkeypatch.setattr(Verdict, "end", lambda verdict, report, limits: (ends.append(report), end(verdict, report, limits)))
     source = "def f(n):\n    while n: pass\n    return 0"
-    started = time.monotonic()
-    (outcome,) = pool.run([Program(source, ["f(0)", "f(1)"], lambda i, v: False)])
-    assert outcome.note == "wrong answer to call 0" and time.monotonic() - started < 2.5
+    with Sandbox(workers=1, cpu_seconds=20, wall_seconds=60.0) as pool:
+        ends.clear()
+        (outcome,) = pool.run([Program(source, ["f(0)", "f(1)"], lambda i, v: False)])
+    ((status, reason, _, _),) = ends
+    assert outcome.note == "wrong answer to call 0"
+    assert os.WTERMSIG(status) == signal.SIGKILL and reason == wire.ON_ITS_OWN
 
 
 def test_calls_share_the_namespace_and_runs_do_not(pool):
@@ -223,16 +229,17 @@ def test_cpu_time_decides():
 
 
 def test_wall_time_backs_it_up():
-    with Sandbox(workers=1, wall_seconds=1.0) as pool:
+    with Sandbox(workers=1, wall_seconds=2.0) as pool:
         outcome, _ = ask(pool, "import time\ndef f(): time.sleep(60)")
-    assert outcome.note == "timeout: 1 s of wall time"
+    assert outcome.note == "timeout: 2 s of wall time"
 
 
 def test_a_program_at_work_on_a_crowded_core_gets_more_wall_time():
-    """Asleep three quarters of its time, as if three others shared the core: it is not taken for a sleeper."""
+    """Asleep half of its time, as if another shared the core: it is not taken for a sleeper."""
     source = (
-        "import time\ndef f():\n    while time.process_time() < 1.0:\n        end = time.process_time() + 0.005\n"
-        "        while time.process_time() < end: pass\n        time.sleep(0.015)\n    return 1"
+        "import time\ndef f():\n    end = time.monotonic() + 2.3\n    while time.monotonic() < end:\n"
+        "        busy = time.process_time() + 0.005\n        while time.process_time() < busy: pass\n"
+        "        time.sleep(0.005)\n    return 1"
     )
     with Sandbox(workers=1, wall_seconds=2.0) as pool:
         started = time.monotonic()
@@ -258,16 +265,21 @@ def test_a_call_that_need_only_return(pool):
 # ---- workers ------------------------------------------------------------------------------------------------------
 
 
-SLOW = "import time\ndef f():\n    time.sleep(0.8)\n    return 1"
+SLOW = "import time\ndef f(n):\n    time.sleep(n)\n    return 1"
 
 
 def test_a_worker_that_dies_is_replaced_as_often_as_it_takes(caplog):
     """The real process is killed in the middle of a run, again and again; each run begins again elsewhere and ends right."""
     with Sandbox(workers=1) as pool:
-        slow = Program(SLOW, ["f()"], lambda i, v: v == 1)
+
+        def accept(index, value):
+            if index == 0 and pool.pids == [victim]:
+                os.kill(victim, signal.SIGKILL)
+            return value == 1
+
+        slow = Program(SLOW, ["f(0)", "f(0.8)"], accept)
         for _ in range(4):
             victim = pool.pids[0]
-            threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
             assert [o.passed for o in pool.run([slow, slow])] == [True, True] and pool.pids != [victim]
         assert pool.restarts == 4 and caplog.text.count("is replaced") == 3  # the first, the second, the fourth
 
@@ -292,7 +304,7 @@ def test_only_a_machine_that_runs_no_honest_program_stops_a_run(monkeypatch):
         monkeypatch.setattr(sandbox, "_START_SECONDS", 1.0)
         monkeypatch.setattr(sys, "executable", "/bin/false")
         os.kill(pool.pids[0], signal.SIGKILL)
-        with pytest.raises(SandboxDied, match="did not start: it ended without a word"):
+        with pytest.raises(SandboxDied, match="did not start: (it ended without a word|timed out)"):
             pool.run([Program("def f(): return 1", ["f()"], lambda i, v: True)])
     with pytest.raises(SandboxDied):
         Sandbox(workers=1)
@@ -359,10 +371,10 @@ def test_threads_until_refused_starve_nobody_else(without):
     """One worker's program takes every thread that it can get; programs of other workers, with threads of their own, go on,
     and so do those of another sandbox."""
     expected = list(range(8))
-    with Sandbox(workers=2, wall_seconds=4.0, without=without) as one, Sandbox(workers=1, without=without) as other:
+    with Sandbox(workers=2, wall_seconds=5.0, without=without) as one, Sandbox(workers=1, without=without) as other:
         beside = threading.Thread(target=one.run, args=([Program(STARVE, ["f()"], lambda i, v: True)] * 2,))
         beside.start()
-        time.sleep(1.0)
+        time.sleep(0.5)
         assert ask(other, THREADS)[1] == [expected] and beside.is_alive()  # at once, and not when the thief has been ended
         while beside.is_alive():
             assert ask(other, THREADS)[1] == [expected]

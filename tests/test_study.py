@@ -355,18 +355,18 @@ def test_a_false_start_is_moved_aside_and_kept(fake, quick_plots, tmp_path):
     assert (folder.with_name("vanilla-seed0.aborted-1") / "something").read_text() == "precious"
 
 
-def start(out, step, *more):
+def start(out, step, *more, **environment):
     """A study as a process of its own, quick to draw; returns it."""
     code = (
         "import sys; from study import __main__, report; report.draw_all = lambda *_: []; sys.exit(__main__.main(sys.argv[1:]))"
     )
-    environment = {**os.environ, "FAKE_STEP": str(step), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "FAKE_STEP": str(step), "OMP_NUM_THREADS": "1", **environment}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", code, *arguments(out, "--only", "vanilla", "projected", "--seeds", "1", *more)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -383,28 +383,37 @@ def test_a_signal_stops_the_children_and_the_next_study_completes_with_the_same_
     number, fake, quick_plots, templates, tmp_path, capsys
 ):
     out = tmp_path / "study"
-    process = start(out, 0.1)
+    process = start(out, 0.5)
     wait_for(lambda: lines_of(out, "vanilla-seed0") >= 2 and lines_of(out, "projected-seed0") >= 2)
     process.send_signal(number)
-    text, _ = process.communicate(timeout=30)
+    text, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, text
     for name in ("vanilla-seed0", "projected-seed0"):
         written = lines_of(out, name)
         assert 2 <= written < 30
-        time.sleep(0.25)
+        time.sleep(0.75)
         assert lines_of(out, name) == written, "the child is still at work"
     assert study.main(arguments(out, "--only", "vanilla", "projected", "--seeds", "1")) == 0
     assert "resumed vanilla-seed0" in capsys.readouterr().out
     assert_same_as_undisturbed(out, templates, tmp_path, ("vanilla", "projected"))
 
 
-def test_after_kill_9_the_next_study_waits_for_the_orphans(fake, quick_plots, templates, tmp_path, capsys):
+def test_after_kill_9_the_next_study_waits_for_the_orphans(fake, quick_plots, templates, tmp_path, capsys, monkeypatch):
     """The runs outlive their study; starting them a second time would have two processes write one folder."""
     out = tmp_path / "study"
-    process = start(out, 0.1)
+    held, say = tmp_path / "held", runner.say
+    held.touch()
+
+    def said(text):
+        say(text)
+        if text.startswith("waiting for"):
+            held.unlink(missing_ok=True)
+
+    process = start(out, STEP, FAKE_HOLD=str(held))
     wait_for(lambda: lines_of(out, "vanilla-seed0") >= 1 and lines_of(out, "projected-seed0") >= 1)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
+    monkeypatch.setattr(runner, "say", said)
     assert study.main(arguments(out, "--only", "vanilla", "projected", "--seeds", "1")) == 0
     text = capsys.readouterr().out
     assert "waiting for vanilla-seed0" in text and "started" not in text.replace("study started", "")
@@ -413,14 +422,14 @@ def test_after_kill_9_the_next_study_waits_for_the_orphans(fake, quick_plots, te
 
 def test_a_second_study_in_the_same_folder_is_refused(fake, tmp_path, capsys):
     out = tmp_path / "study"
-    process = start(out, 0.1)
+    process = start(out, 0.5)
     wait_for(lambda: lines_of(out, "vanilla-seed0") >= 1)
     try:
         assert study.main(arguments(out, "--only", "vanilla", "projected", "--seeds", "1")) == 2
         assert "another study is running" in capsys.readouterr().err
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 @pytest.mark.slow
@@ -434,7 +443,7 @@ def test_killed_at_many_moments_children_included_it_ends_with_the_same_numbers(
         process.kill()
         for pid in children:
             os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert study.main(arguments(out, "--only", "vanilla", "projected", "--seeds", "1")) == 0
     assert_same_as_undisturbed(out, templates, tmp_path, ("vanilla", "projected"))
 

@@ -2,7 +2,8 @@
 
 It keeps the contract that the study relies on: --out is new, config.json comes first, --resume goes on where the files
 stop, done.json comes last, SIGTERM and SIGINT end it with 143 and 130. The environment says where the finished runs are
-(FAKE_TEMPLATES), how long a step takes (FAKE_STEP) and which run fails (FAKE_FAIL).
+(FAKE_TEMPLATES), how long a step takes (FAKE_STEP), which run fails (FAKE_FAIL), and a file that keeps all from ending for as
+long as it is there (FAKE_HOLD).
 """
 
 import os
@@ -35,6 +36,9 @@ def main():
             file.write(line)
             file.flush()
             time.sleep(float(os.environ["FAKE_STEP"]))
+    for _ in range(6000):
+        if Path(os.environ.get("FAKE_HOLD", "/none")).exists():
+            time.sleep(0.01)
     copy(template, folder, "eval.json")
     copy(template, folder, "done.json")
 
