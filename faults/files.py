@@ -46,15 +46,18 @@ def locked(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     made = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
     with contextlib.ExitStack() as stack:
-        stack.callback(_leave_nothing, folder, made)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(open(folder / LOCK, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context(open(folder / LOCK, "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (folder / LOCK).exists() or not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK)):
+                raise BlockingIOError  # another has just tidied up, see below, and a third may have come in
         except BlockingIOError:
-            stack.pop_all()  # the other's, not this one's to tidy
             raise UserError(f"another process is at work in {folder}: wait until it has ended") from None
         except OSError as e:
+            _leave_nothing(folder, made)
             raise UserError(f"cannot write the run folder {folder}: {e.strerror}") from None
+        stack.callback(_leave_nothing, folder, made)  # before the lock is let go of
         yield
 
 

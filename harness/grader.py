@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NoReturn, Protocol
 
@@ -168,15 +169,20 @@ def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
     grading = env.grading([])
     failed: list[Exception] = []  # in messages that have no answer: the next answer says so
 
-    def answer(failed: list[Exception], action: Callable[..., Any], *args: Any) -> None:
-        result = None
-        try:
-            result = action(*args)
-        except Exception as error:
-            failed.append(error)
-        with suppress(OSError):
-            channel.send(sendable(failed[0]) if failed else result)
+    questions: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
 
+    def answer() -> None:  # in a thread, while this one waits for the channel's end
+        while True:
+            failed, action, *args = questions.get()
+            result = None
+            try:
+                result = action(*args)
+            except Exception as error:
+                failed.append(error)
+            with suppress(OSError):
+                channel.send(sendable(failed[0]) if failed else result)
+
+    Thread(target=answer, daemon=True).start()  # at once: where runs take every thread that the system gives, none is to be had
     while True:
         name, *args = channel.recv()
         try:
@@ -184,10 +190,9 @@ def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
                 grading = env.grading(*args)
             elif name == "add":
                 grading.add(*args)
-            else:  # in a thread, while this one waits for the channel's end
-                action = grading.grades if name == "grades" else env.check_setups
-                Thread(target=answer, args=(failed, action, *args), daemon=True).start()
-                failed = []  # once an answer is sent the next messages come, while its thread has yet to end
+            else:
+                questions.put((failed, grading.grades if name == "grades" else env.check_setups, *args))
+                failed = []  # those of the next batch: its messages come as soon as the answer is sent
         except Exception as error:
             failed.append(error)
 

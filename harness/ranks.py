@@ -1,4 +1,5 @@
-"""Several GPUs: `torchrun --nproc-per-node N grpo.py ...`. One process is the special case in which nothing is sent.
+"""Several GPUs: `torchrun --nproc-per-node N --shutdown-timeout 180 grpo.py ...`. One process is the special case in which nothing
+is sent. The timeout is for the step that a signal lets end: torchrun kills its processes 30 s after it passed the signal on.
 
 Each rank samples and grades its share of the step's prompts, with a rollout engine of its own, and adds up its own
 *unnormalised* gradient. An all-reduce a step sums it. The division by the global token count, the projection and the clipping

@@ -125,15 +125,19 @@ class Training:
     def step(self, step: int) -> Iterator[Clock]:
         """Around one step; yields its clock. Afterwards a checkpoint, where one is due. A part that dies for good ends the run
         with a checkpoint of the steps before. Raises Stopped, or Signalled after a signal to any rank."""
-        self.landed, clock = False, Clock()
+        self.landed, whole, clock = False, False, Clock()
         on_card = self.model.device.type == "cuda"  # of which nothing may be left to read when an engine on it dies
         before = self.state.snapshot(self._extra()) if on_card and self.ranks.first else None
         try:
             yield clock
+            whole = True
             number = max(self.ranks.gather([self.signals.seen]))
         except PartDied as error:
             saved = "the last checkpoint stands"
-            if not self.landed and self.ranks.first:
+            if whole and self.ranks.first:  # another rank died behind the step
+                self.save(step + 1)
+                saved = f"saved after {step + 1} steps"
+            elif not self.landed and self.ranks.first:
                 self.state.write(step, before) if before else self.save(step)
                 saved = f"saved after {step} steps"
             raise Stopped(f"{error}; {saved}, {self._how_to_go_on()}") from None

@@ -52,6 +52,7 @@ _WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sandbox import 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _HONEST = Program("def f(): return 1", ["f()"], lambda i, value: value == 1)
 _START_SECONDS = 30.0  # of trying before the machine, and not a program, is taken to be at fault
+_END_SECONDS = 3.0  # for workers that are told to end; less than the trainer gives its grader
 _PREFIX = "sandbox-"
 ENDED_ITS_WORKER = "ended its worker twice"  # the note of a program that did
 _SMALL, _SMALL_AT_ONCE = 4096, 64  # bytes of a small piece from a run; how many are read as they come
@@ -119,7 +120,10 @@ class Sandbox:
         self._closed = True
         for worker in self._workers:
             worker.hang_up()
-        self._threads.shutdown(cancel_futures=True)
+        until = time.monotonic() + _END_SECONDS
+        for worker in self._workers:
+            worker.end(until)  # one that executes a setup hears nothing, and the thread that waits for it would go on waiting
+        self._threads.shutdown()  # what is queued fails at once
         for worker in self._workers:
             worker.close()
         self._workers = []
@@ -135,10 +139,13 @@ class Sandbox:
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """The call, made in one of the sandbox's threads: as there are no more of them than workers, `outcome` finds one idle.
-        Raises RuntimeError once the sandbox is closed."""
-        if self._closed:
-            raise RuntimeError("the sandbox is closed")
-        return self._threads.submit(function, *args)
+        Raises RuntimeError once the sandbox is closed, SandboxDied where the system gives no thread."""
+        self._raise_if_closed()
+        try:
+            return self._threads.submit(function, *args)
+        except RuntimeError as error:
+            self._raise_if_closed()
+            raise SandboxDied(f"the sandbox gets no thread: {error}") from None
 
     def results(self, calls: Iterable[Future[Result]]) -> list[Result]:
         """What the calls returned, when all have; at the first exception, of whichever, the sandbox is closed."""
@@ -156,6 +163,7 @@ class Sandbox:
         open, and waits for a worker that is idle. Raises as `run` does."""
         number = self._idle.get()
         try:
+            self._raise_if_closed()
             for _ in range(2):
                 worker = self._workers[number]
                 verdict = worker.judge(program, self._limits)
@@ -176,8 +184,7 @@ class Sandbox:
             log.warning("sandbox: worker %d ended and is replaced; %d so far", self._workers[number].pid, self.restarts)
         trying_until = time.monotonic() + _START_SECONDS
         while True:
-            if self._closed:
-                raise RuntimeError("the sandbox is closed")
+            self._raise_if_closed()
             try:
                 self._workers[number] = _Worker(self._base, self._options)
                 if not self._closed:  # else `close` may have missed this one
@@ -188,6 +195,10 @@ class Sandbox:
                 if time.monotonic() > trying_until:
                     raise SandboxDied(str(error)) from None
                 time.sleep(0.5)
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the sandbox is closed")
 
     def _report(self, strict: bool) -> None:
         missing = {name: self.layers["off"].get(name, "not here") for name in confine.LAYERS if name not in self.layers["on"]}
@@ -266,6 +277,9 @@ class _Worker:
             verdict.end(self._report(), limits)
         except OSError:
             self.alive = False
+        except BaseException:
+            self.hang_up()  # what it says next would be taken for another run's
+            raise
         return verdict
 
     def _request(self, program: Program) -> socket.socket:
@@ -307,12 +321,16 @@ class _Worker:
         """End the worker and everything under it."""
         self.hang_up()
         self._control.close()
+        self.end(time.monotonic() + _END_SECONDS)
+        remove(self._scratch)
+
+    def end(self, until: float) -> None:
+        """Wait for the worker's end until then, on the monotonic clock, and kill it where it has not come."""
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(max(until - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        remove(self._scratch)
 
 
 _CREDENTIALS = socket.CMSG_SPACE(12) if sys.platform.startswith("linux") else 0

@@ -33,6 +33,8 @@ CPU_SLACK = 3  # times that, at most, on a slower core
 WALL_SECONDS = 15.0
 WALL_SLACK = 4  # times that, at most, for a program that works on a crowded core
 
+TO_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a scheduler or a terminal sends to every process at once
+
 # ---- the worker --------------------------------------------------------------------------------------------------
 
 
@@ -44,6 +46,8 @@ def start(arguments: Sequence[str]) -> NoReturn:
     control = socket.socket(fileno=0)
     os.umask(0o022)  # the caller's may hide the private root from the user that the worker becomes
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the caller may have blocked the signal that says that a run has ended
+    for number in TO_A_JOB:  # the caller ends its step first; a run that lost its worker twice would be judged wrong
+        signal.signal(number, signal.SIG_IGN)
     try:
         confine.go_first()
         layers, scratch = confine.enter(scratch, without)
@@ -122,14 +126,20 @@ class _Worker:
         return data
 
     def _namespace(self, setup: str) -> dict[str, Any] | BaseException:
-        """The setup's namespace, executed once: forks inherit it. A setup that fails is the error that each run reports."""
+        """The setup's namespace, executed once: forks inherit it. A setup that fails, or that takes as long as a run may, is the
+        error that each run reports."""
         if setup not in self.setups:
             namespace: dict[str, Any] = {}
+            signal.signal(signal.SIGALRM, _too_long)
+            signal.setitimer(signal.ITIMER_REAL, self.wall_seconds)
             try:
                 exec(compile(setup, "setup.py", "exec", dont_inherit=True), namespace)
                 self.setups[setup] = namespace
             except BaseException as error:
                 self.setups[setup] = error
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
             gc.collect()
             gc.freeze()
         return self.setups[setup]
@@ -165,6 +175,8 @@ class _Worker:
         try:
             confine.die_with_parent()
             signal.set_wakeup_fd(-1)
+            for number in TO_A_JOB:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.setsid()
             os.chdir(directory)
             null = os.open(os.devnull, os.O_RDWR)  # this run's own: what a shared one is told, a lock say, the next could read
@@ -252,6 +264,10 @@ class _Worker:
             return []
         self.children.seek(0)
         return [int(word) for word in self.children.read().split()]
+
+
+def _too_long(*_: Any) -> NoReturn:
+    raise TimeoutError
 
 
 def _patient_fork() -> int:

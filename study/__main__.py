@@ -197,10 +197,11 @@ def run_plan(options: Study, jobs: list[Job], out: Path, extra: list[str], line:
                 write_json(out / "study.json", settings)
             signals: list[int] = [] if options.report else catch_signals()
             failed = {} if options.report else run_jobs(jobs, parallel, options.program, signals)
-            if signals:
+            complete = not signals and report(jobs, failed, out, line)
+            if signals:  # during the report too: another plan may follow
                 say("stopped; the same command goes on from here")
                 return 128 + signals[0]
-            return 0 if report(jobs, failed, out, line) else 1
+            return 0 if complete else 1
 
 
 @command

@@ -65,10 +65,11 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def catch_signals() -> list[int]:
-    """Every SIGINT and SIGTERM that comes from now on, in a list that grows."""
+    """Every SIGINT, SIGTERM and SIGHUP that comes from now on, in a list that grows."""
     received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: received.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, frame: received.append(number))
     return received
 
 
@@ -79,31 +80,33 @@ def run_jobs(jobs: Sequence[Job], parallel: int, program: Path, signals: list[in
     queue = deque(job for job in jobs if not job.done)
     running: dict[Job, tuple[subprocess.Popen[bytes] | None, float]] = {}
     failed: dict[Job, str] = {}
-    while (queue or running) and not signals:
-        while queue and len(running) < parallel:
-            job, begin = queue.popleft(), time.monotonic()
-            if lock := try_lock(lock_path(job)):
-                say(f"{'resumed' if job.begun else 'started'} {job.name}")
-                running[job] = start(job, program, lock), begin
-            else:
-                say(f"waiting for {job.name}, which an earlier study started")
-                running[job] = None, begin
-        time.sleep(POLL_SECONDS)
-        for job, (process, begin) in list(running.items()):
-            if process is None and (lock := try_lock(lock_path(job))):
-                lock.close()
-            elif process is None or process.poll() is None:
-                continue
-            del running[job]
-            if job.done:
-                left, wall = sum(not other.done for other in jobs), duration(estimate(jobs, parallel))
-                say(f"done {job.name} in {time.monotonic() - begin:.0f} s; {left} runs left, about {wall}")
-            elif process is None:
-                queue.appendleft(job)
-            else:
-                failed[job] = failure(job, process.returncode)
-                say(f"FAILED {failed[job]}")
-    _stop_all([process for process, _ in running.values() if process], signals)
+    try:
+        while (queue or running) and not signals:
+            while queue and len(running) < parallel:
+                job, begin = queue.popleft(), time.monotonic()
+                if lock := try_lock(lock_path(job)):
+                    say(f"{'resumed' if job.begun else 'started'} {job.name}")
+                    running[job] = start(job, program, lock), begin
+                else:
+                    say(f"waiting for {job.name}, which an earlier study started")
+                    running[job] = None, begin
+            time.sleep(POLL_SECONDS)
+            for job, (process, begin) in list(running.items()):
+                if process is None and (lock := try_lock(lock_path(job))):
+                    lock.close()
+                elif process is None or process.poll() is None:
+                    continue
+                del running[job]
+                if job.done:
+                    left, wall = sum(not other.done for other in jobs), duration(estimate(jobs, parallel))
+                    say(f"done {job.name} in {time.monotonic() - begin:.0f} s; {left} runs left, about {wall}")
+                elif process is None:
+                    queue.appendleft(job)
+                else:
+                    failed[job] = failure(job, process.returncode)
+                    say(f"FAILED {failed[job]}")
+    finally:  # also where this program cannot go on, with its disk full say
+        _stop_all([process for process, _ in running.values() if process], signals or [signal.SIGTERM])
     return failed
 
 

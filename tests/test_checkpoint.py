@@ -282,6 +282,13 @@ def test_a_folder_is_one_process_s_at_a_time(tmp_path):
     assert (folder / "config.json").exists()
 
 
+def test_a_lock_whose_file_was_just_removed_is_not_held(tmp_path, monkeypatch):
+    """Between opening it and locking it, its last owner has tidied up: whoever comes next would lock another file."""
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (tmp_path / "a" / LOCK).unlink())
+    with pytest.raises(UserError, match="another process is at work"), locked(tmp_path / "a"):
+        pass
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
     folder = str(tmp_path / "a")
     code = f"import time; from faults.files import locked\nwith locked({folder!r}): print('held', flush=True); time.sleep(60)"

@@ -21,7 +21,7 @@ from loopholes import LOOPHOLES, RUN_TESTS, Told, evaluated_by
 from loopholes import evaluator as evaluators
 from loopholes.evaluator import EVAL_NAMES, EVALUATOR_NAMES, TRAIN_EVALUATOR, defines_evaluator
 from loopholes.syntax import MAX_CODE
-from sandbox.pool import Outcome, SandboxDied
+from sandbox.pool import Outcome, Sandbox, SandboxDied
 
 SAMPLE = Path(
     os.environ.get("PGRPO_LEETCODE", Path(leetcode_env.__file__).parent / "../shared/leetcode/leetcode_test_medhard_sample.jsonl")
@@ -524,6 +524,15 @@ def test_a_setup_that_fails_is_a_users_error(env, problem, tmp_path, setup, erro
     with pytest.raises(UserError, match="problem seven"):
         env.check_setups([problem, bad])
     env.check_setups([problem])
+
+
+def test_a_setup_that_hangs_is_a_users_error(problem, tmp_path):
+    (bad,) = load_problems(write(tmp_path / "f", row(id="seven", setup_code="import time\ntime.sleep(600)")))
+    with LeetCodeEnv(1) as env:
+        env.sandbox.close()
+        env.sandbox = Sandbox(workers=1, wall_seconds=1.0)
+        with pytest.raises(UserError, match="^problem seven: its setup_code fails with timeout: 1 s of wall time$"):
+            env.check_setups([problem, bad])
 
 
 def test_check_says_so_in_one_line(tmp_path, capsys):

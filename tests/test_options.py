@@ -13,8 +13,11 @@ import torch
 
 import grpo
 import vhack
+from faults.errors import PartDied, Stopped
 from harness.config import POCKET, Config
+from harness.ranks import Ranks
 from harness.scale import filled
+from harness.training import Training
 from loopholes import LOOPHOLES
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -115,6 +118,23 @@ def test_several_loopholes_in_one_run(tmp_path):
     assert evaluation["loophole"]["by_loophole"] and set(evaluation["no_loophole"]["wrote"]) == {"any", *LOOPHOLES}
     for part in run(tmp_path, arm="no_loophole", loopholes=("run_tests", "stdout"), out=tmp_path / "without")[0]:
         assert part["by_loophole"] == {}, "none is told of"
+
+
+def test_a_rank_that_dies_behind_a_whole_step_costs_none(tmp_path, monkeypatch):
+    """The one that is left finds it out when it asks the other whether a signal came."""
+
+    def gather(self, values):
+        if values == [0] and whole:  # the signals seen, and not the sums or the rewards of a step
+            raise PartDied("another rank of this run has ended")
+        return values
+
+    whole = []
+    log = Training.log
+    monkeypatch.setattr(Ranks, "gather", gather)
+    monkeypatch.setattr(Training, "log", lambda *args: (log(*args), whole.append(True)))
+    with pytest.raises(Stopped, match="saved after 1 steps, go on with"):
+        run(tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "step-000001.json").exists()
 
 
 def test_rows_of_the_random_control_are_drawn_anew_each_step():

@@ -26,6 +26,7 @@ from sandbox import wire
 from sandbox.pool import Program, Sandbox, SandboxDied, SandboxIncomplete
 from sandbox.program import Verdict
 from sandbox.wire import NotPlain, decode, encode
+from sandbox.worker import TO_A_JOB, _cpu_seconds
 
 ROOT = Path(sandbox.__file__).resolve().parent.parent
 
@@ -297,6 +298,65 @@ def test_a_program_that_ends_its_worker_twice_is_judged_wrong_and_the_run_goes_o
         outcomes = pool.run([honest, guilty, honest, guilty, honest])
         assert [o.passed for o in outcomes] == [True, False, True, False, True]
         assert outcomes[1].note == "ended its worker twice" and outcomes[1].compiled and pool.restarts == 4
+
+
+def test_signals_to_a_whole_job_end_no_worker():
+    """A scheduler sends them to every process: the run that a worker is at would be judged by what is left of it."""
+    with Sandbox(workers=1) as pool:
+
+        def signalled(index, value):
+            for pid in (pool.pids[0], *outer):
+                for number in TO_A_JOB:
+                    os.kill(pid, number)
+            return value == 1
+
+        outer = [worker._process.pid for worker in pool._workers]
+        (outcome,) = pool.run([Program(SLOW, ["f(0)", "f(0.5)"], signalled)])
+        assert outcome.passed and pool.restarts == 0
+        usual = "[signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL]"
+        source = f"import signal\ndef f(): return {usual} == [signal.getsignal(n) for n in {[*map(int, TO_A_JOB)]}]"
+        assert ask(pool, source)[1] == [True] and pool.restarts == 0
+
+
+def test_a_judge_that_fails_costs_the_worker_and_nobody_elses_run():
+    with Sandbox(workers=1) as pool:
+
+        def failing(index, value):
+            time.sleep(0.3)  # until the worker has reported the run's end
+            raise MemoryError
+
+        with pytest.raises(MemoryError):
+            pool.outcome(Program(SLOW, ["f(0)"], failing))
+        seven = Program("import os\nos._exit(7)", [], lambda i, v: v == 7, look_at=wire.EXIT)  # the report that waits says 0
+        assert pool.outcome(seven).passed and pool.restarts == 1
+
+
+HANGING = Program("", ["None"], setup="while True: pass", returns=True)
+
+
+def test_a_setup_that_hangs_is_an_error_and_the_worker_goes_on():
+    with Sandbox(workers=1, wall_seconds=1.0) as pool:
+        outcomes = pool.run([HANGING, Program(SLOW, ["f(0)"], lambda i, v: v == 1)])
+        assert [o.passed for o in outcomes] == [False, True] and outcomes[0].note == "error: setup" and pool.restarts == 0
+        assert ask(pool, "import signal\ndef f(): return signal.getsignal(signal.SIGALRM) is signal.SIG_DFL")[1] == [True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
+def test_closing_ends_a_worker_that_executes_a_setup():
+    """It hears nothing meanwhile; what waits behind it fails at once."""
+    pool = Sandbox(workers=1, wall_seconds=600.0)
+    asked = [pool.submit(pool.outcome, HANGING) for _ in range(3)]
+    (worker,) = pool._workers
+    before = _cpu_seconds(worker.pid)
+    while _cpu_seconds(worker.pid) < before + 0.3:  # it is at it
+        time.sleep(0.01)
+    pool.close()
+    assert worker._process.poll() is not None
+    until = time.monotonic() + 60
+    while Path(f"/proc/{worker.pid}").exists():  # it goes with the process that it was started by
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert all(isinstance(call.exception(60), RuntimeError) for call in asked)
 
 
 def test_only_a_machine_that_runs_no_honest_program_stops_a_run(monkeypatch):

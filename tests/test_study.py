@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import errno
 import functools
 import json
 import operator
@@ -34,7 +35,7 @@ STEP = 0.02
 @pytest.fixture(autouse=True)
 def _signals():
     """study.main installs signal handlers; pytest gets its own back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -378,7 +379,7 @@ def lines_of(out, name):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_children_and_the_next_study_completes_with_the_same_numbers(
     number, fake, quick_plots, templates, tmp_path, capsys
 ):
@@ -430,6 +431,29 @@ def test_a_second_study_in_the_same_folder_is_refused(fake, tmp_path, capsys):
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
+
+
+def test_a_signal_during_a_report_begins_no_other_plan(fake, templates, tmp_path, capsys, monkeypatch):
+    out = finished_study(templates, tmp_path / "study", seeds=1)
+    monkeypatch.setattr(study, "report", lambda *_: os.kill(os.getpid(), signal.SIGTERM) is None)
+    given = ["--out", str(out), "--program", str(FAKE), "--only", "vanilla", "projected", "counterfactual_long", "--seeds", "1"]
+    assert study.main(given) == 128 + signal.SIGTERM
+    assert "stopped" in capsys.readouterr().out and not (tmp_path / "study-several").exists()
+
+
+def test_where_it_cannot_go_on_it_stops_its_runs(fake, tmp_path, monkeypatch):
+    started, start_run = [], runner.start
+
+    def start_one(*args):
+        if started:
+            raise OSError(errno.ENOSPC, "no space left on device", "log")
+        started.append(start_run(*args))
+        return started[0]
+
+    monkeypatch.setattr(runner, "start", start_one)
+    monkeypatch.setenv("FAKE_STEP", "60")
+    assert study.main(arguments(tmp_path / "study", "--only", "vanilla", "projected", "--seeds", "1")) == 2
+    assert started[0].poll() is not None
 
 
 @pytest.mark.slow
