@@ -1,9 +1,11 @@
-"""Several GPUs: `torchrun --nproc-per-node N --shutdown-timeout 180 grpo.py ...`. One process is the special case in which nothing
-is sent. The timeout is for the step that a signal lets end: torchrun kills its processes 30 s after it passed the signal on.
+"""Several GPUs: `torchrun --nproc-per-node N grpo.py ...`. One process is the special case in which nothing is sent.
 
 Each rank samples and grades its share of the step's prompts, with a rollout engine of its own, and adds up its own
 *unnormalised* gradient. An all-reduce a step sums it. The division by the global token count, the projection and the clipping
 come after it, on the same numbers everywhere, so the parameters stay identical on all ranks.
+
+A signal lets the step end first, and torchrun kills its processes 30 s after it passed one on: where a step takes longer, start
+it with `--shutdown-timeout 180`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from arms.steering import SAMPLES, rises, steer
 from engine.lora import adapter_off, flatten_grads, load_adapter, lora_parameters, merged_weights
 from engine.model import decode, decoder_layers, encode_prompt
 from faults.files import locked, write_atomic, write_json
-from harness.config import Config, Range, flag
+from harness.config import Config, Range, check, flag
 from harness.memory import STEER_TOKENS, model_config
 from harness.scale import filled, require_weights
 from harness.schedule import batch_problems, sampling_seed
@@ -69,6 +69,7 @@ class Search:
     layers: tuple[int, ...] = ()  # counted from 1; by default the four quarters of depth
     m: tuple[int, ...] = (16, 32, 64)  # singular directions kept; the raw direction is tried beside them
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # times the gap
+    pairs: int = Config.pairs  # with those held out; a run's number by default
     prompts: int = 48  # held-out prompts of the steering, shared out over the seeds, 4 responses each at every strength
     steps: int = 9  # of the vanilla run at whose end the lifts are compared with its gradient; it hacks in 5 to 12 % then
     out: Path | None = None  # by default runs/search-SCALE
@@ -92,6 +93,7 @@ def check_options(options: Search) -> None:
         raise UserError(f"up to --positions {' '.join(options.positions)} two completions are the same: add --contrasts prompts")
     if options.prompts < len(options.seeds):
         raise UserError(f"--prompts {options.prompts} cannot be shared out over {len(options.seeds)} seeds")
+    check(replace(Config(), pairs=options.pairs))
     require_weights(options.scale)
     config = model_config(str(filled(Config(), options.scale).model))
     for name, most, what in (("layers", config.num_hidden_layers, "depth"), ("m", config.hidden_size, "width")):
@@ -102,7 +104,9 @@ def check_options(options: Search) -> None:
 def begun(seed: int, options: Search, out: Path) -> Run:
     """The run of a seed: a vanilla run, trained for some steps and kept in `out`, with its base model's sampler."""
     folder = out / f"vanilla-seed{seed}"
-    usual = Config(arm="vanilla", seed=seed, steps=options.steps, eval_samples=1, steer_prompts=1, out=folder)
+    usual = Config(
+        arm="vanilla", seed=seed, steps=options.steps, pairs=options.pairs, eval_samples=1, steer_prompts=1, out=folder
+    )
     cfg = filled(usual, options.scale)
     if not (folder / "done.json").exists():
         grpo.train(replace(cfg, resume=folder) if (folder / "config.json").exists() else cfg)

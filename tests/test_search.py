@@ -62,6 +62,15 @@ def test_its_directions_are_those_that_a_run_extracts(reading, tmp_path):
         assert of.survived == pytest.approx(same.survived) and (of.contrast, of.position) == reading
 
 
+def test_the_pairs_are_as_many_as_asked_for(monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(search.grpo, "train", begun.append)
+    monkeypatch.setattr(search, "open_run", lambda *_, **__: None)
+    for options in (search.Search(), search.Search(pairs=40)):
+        search.begun(100, options, tmp_path)
+    assert [cfg.pairs for cfg in begun] == [Config().pairs, 40]
+
+
 def test_readings_can_be_chosen():
     assert search.Search().readings == list(search.READINGS)
     assert search.Search(positions=("last", "code")).readings == [
@@ -115,6 +124,7 @@ def test_the_table_by_hand():
         ("--m 16 129", "--m must lie between 1 and the model's width 128, not 129"),
         ("--contrasts completions --positions code prompt", "add --contrasts prompts"),
         ("--contrasts", "--contrasts names nothing"),
+        ("--pairs 21", "must leave at least 2 of --pairs 21"),
         ("--nonsense", "--nonsense"),
     ],
 )
