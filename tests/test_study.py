@@ -163,11 +163,11 @@ def test_a_setting_that_a_whole_study_shares_names_no_run(templates, quick_plots
 
 def test_estimate_packs_runs_and_learns_from_finished_ones(templates, tmp_path):
     jobs = plan.plan(tmp_path, "pocket", 3, 1, only=["vanilla", "random"])
-    assert plan.estimate(jobs, parallel=2) == 3 * 270
+    assert plan.estimate(jobs, parallel=2) == 3 * 120
     finished_study(templates, tmp_path, ("vanilla",), seeds=1)  # 240 s by its done.json
     assert plan.estimate(jobs, parallel=2) == 3 * 240
     cone = plan.plan(tmp_path / "b", "pocket", 1, 1, only=["cone"])
-    assert plan.estimate(cone, 2) == pytest.approx(270 * plan.CONE_FACTOR)
+    assert plan.estimate(cone, 2) == pytest.approx(120 * plan.CONE_FACTOR)
 
 
 def test_dry_run_prints_plan_cost_and_commands_and_writes_nothing(tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_a_time_that_is_no_number_spoils_no_estimate(seconds, here, capsys):
     folder.mkdir(parents=True)
     (folder / "done.json").write_text(f'{{"seconds": {seconds}}}')
     assert study.main(arguments("out", "--only", "vanilla", "--dry-run")) == 0
-    assert "3 runs, 1 done, 2 at a time; about 4 min to go" in capsys.readouterr().out
+    assert "3 runs, 1 done, 2 at a time; about 2 min to go" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
