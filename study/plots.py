@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from leetcode_env import HACK_LABELS, PASS_LABELS
 from loopholes import LOOPHOLES
@@ -209,7 +209,7 @@ def tau(runs: Runs) -> Figure | None:
         for axis, y in zip(axes, (run.wilson("hack")["rate"], counts["flagged_honest"] / counts["responses"]), strict=True):
             axis.plot(run.config["counterfactual_tau"], y, ls="", marker=marker, ms=6, color=colour, mec="white", mew=0.5)
     for axis in axes:
-        axis.set(xlabel="tau, nats", ylim=(0, None))
+        axis.set(xlabel="tau, nats", ylim=(0, None), xticks=sorted({run.config["counterfactual_tau"] for run in chosen}))
         _percent(axis.yaxis)
     return figure
 
@@ -384,4 +384,4 @@ def _legend(axis: Axes, runs: Runs, explains: str, *more: Line2D, **look: Any) -
 
 def _percent(*axes: Any) -> None:
     for axis in axes:
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
