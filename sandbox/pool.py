@@ -27,7 +27,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 from faults.errors import PartDied, UserError
@@ -55,6 +57,7 @@ _START_SECONDS = 30.0  # of trying before the machine, and not a program, is tak
 _END_SECONDS = 3.0  # for workers that are told to end; less than the trainer gives its grader
 _PREFIX = "sandbox-"
 ENDED_ITS_WORKER = "ended its worker twice"  # the note of a program that did
+_SHORT = 1000  # characters of a call that is kept as code
 _SMALL, _SMALL_AT_ONCE = 4096, 64  # bytes of a small piece from a run; how many are read as they come
 
 
@@ -341,7 +344,7 @@ def _job(program: Program) -> bytes:
     return marshal.dumps(
         {
             "source": program.source,
-            "calls": list(program.calls),
+            "calls": [_compiled(call) for call in program.calls],
             "shape": list(program.shapes or ["value"] * len(program.calls)),
             "returns": program.returns,
             "probe": program.probe,
@@ -351,6 +354,16 @@ def _job(program: Program) -> bytes:
             "has_setup": bool(program.setup.strip()),
         }
     )
+
+
+@lru_cache(maxsize=1 << 14)
+def _compiled(call: str) -> CodeType | str:
+    """The call as code: a problem's are asked once a response, and to compile them is a tenth of a run's cost. As it is
+    where it is too long to keep, or cannot be compiled, which the run is to say."""
+    try:
+        return compile(call, "<string>", "eval", dont_inherit=True) if len(call) <= _SHORT else call
+    except Exception:
+        return call
 
 
 def _own_folder() -> tuple[str, int]:

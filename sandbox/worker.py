@@ -175,8 +175,6 @@ class _Worker:
         try:
             confine.die_with_parent()
             signal.set_wakeup_fd(-1)
-            for number in TO_A_JOB:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.setsid()
             os.chdir(directory)
             null = os.open(os.devnull, os.O_RDWR)  # this run's own: what a shared one is told, a lock say, the next could read

