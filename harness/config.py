@@ -105,7 +105,7 @@ class Learning:
 class Direction:
     """The hack direction: pairs, d, its lift v, the steering check."""
 
-    pairs: Count = 80  # contrastive pairs: d is their mean, and a mean of fewer is mostly noise
+    pairs: Count = 80  # contrastive pairs, of which d is the mean: at pocket scale 30 say the same (docs/choices.md)
     pairs_heldout: Group = 20  # of them, kept to test the separation: one state of forty is 2.5 points
     # what a pair differs in: completions, hacky or clean, as published; prompts (projected_gated), the same code told or untold
     contrast: ByScale[Contrast] = BY_SCALE
