@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -364,7 +365,9 @@ def start(out, step, *more, **environment):
     environment = {**os.environ, "FAKE_STEP": str(step), "OMP_NUM_THREADS": "1", **environment}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", code, *arguments(out, "--only", "vanilla", "projected", "--seeds", "1", *more)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    hang_up = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup, a study then goes on
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, preexec_fn=hang_up, **output)
 
 
 def wait_for(condition, seconds=120):
