@@ -49,6 +49,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
+def ending_signals() -> list[signal.Signals]:
+    """The signals that ask a command to end: Ctrl-C, SIGTERM, and a hang-up but where it is ignored, as under nohup."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hang_up]
+
+
 def interruptible() -> None:
     """From here until a command is at work, Ctrl-C ends the process with one line: among imports nothing can catch it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from faults.errors import Signalled, Stopped, UserError
+from faults.errors import Signalled, Stopped, UserError, ending_signals
 from faults.files import LOCK, to_json, write_atomic, write_json
 from harness.config import Config, identity, portable
 
@@ -52,9 +52,7 @@ class Signals:
         self.how, self.patient, self.seen = how, False, 0
 
     def __enter__(self) -> Signals:
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-            self.before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._note)
+        self.before = {s: signal.signal(s, self._note) for s in ending_signals()}
         return self
 
     def __exit__(self, *_: Any) -> None:

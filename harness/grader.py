@@ -30,6 +30,7 @@ from leetcode_env import Grade, LeetCodeEnv, Problem
 from loopholes import Told
 from problems.data import by_setup
 from sandbox.pool import SandboxDied, fill_standard_streams, show_log
+from sandbox.worker import TO_A_JOB
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _GRADER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from harness import grader; grader.serve(int(sys.argv[1]))"
@@ -150,8 +151,8 @@ def serve(descriptor: int) -> None:
     """The process's life: an environment that does what it is told until the channel closes, whatever it is at then.
 
     descriptor: of its end of the channel."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to a whole job: the trainer ends its step, then this process
-        signal.signal(number, lambda *_: None)
+    for number in TO_A_JOB:  # the trainer ends its step, then this process
+        signal.signal(number, signal.SIG_IGN)
     show_log()
     channel = Connection(descriptor)
     with suppress(EOFError, OSError):  # the trainer has closed it, or has ended
@@ -168,19 +169,18 @@ def serve(descriptor: int) -> None:
 def _obey(env: LeetCodeEnv, channel: Connection) -> NoReturn:
     grading = env.grading([])
     failed: list[Exception] = []  # in messages that have no answer: the next answer says so
-
     questions: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
 
     def answer() -> None:  # in a thread, while this one waits for the channel's end
         while True:
-            failed, action, *args = questions.get()
+            errors, action, *args = questions.get()
             result = None
             try:
                 result = action(*args)
             except Exception as error:
-                failed.append(error)
+                errors.append(error)
             with suppress(OSError):
-                channel.send(sendable(failed[0]) if failed else result)
+                channel.send(sendable(errors[0]) if errors else result)
 
     Thread(target=answer, daemon=True).start()  # at once: where runs take every thread that the system gives, none is to be had
     while True:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from faults.errors import ending_signals
 from study.plan import Job, duration, estimate
 
 GRACE_SECONDS = 120  # to finish a step and write a checkpoint after a signal; a step at full scale takes about a minute
@@ -65,11 +66,10 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def catch_signals() -> list[int]:
-    """Every SIGINT, SIGTERM and SIGHUP that comes from now on, in a list that grows."""
+    """Every signal to end that comes from now on, in a list that grows."""
     received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, frame: received.append(number))
+    for number in ending_signals():
+        signal.signal(number, lambda number, frame: received.append(number))
     return received
 
 
