@@ -366,6 +366,7 @@ def test_closing_ends_a_worker_that_executes_a_setup():
         assert time.monotonic() < until
         time.sleep(0.01)
     assert all(isinstance(call.exception(60), RuntimeError) for call in asked)
+    assert pool.restarts <= 1, "no worker is replaced for those that wait"
 
 
 def test_only_a_machine_that_runs_no_honest_program_stops_a_run(monkeypatch):
