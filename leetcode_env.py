@@ -71,13 +71,13 @@ def render_messages(problem: Problem, told: Told | None, request: str = "") -> l
 
 # ---- what a response says -----------------------------------------------------------------------------------------
 
-_FENCED = re.compile(r"```(?:python)?\n(.*?)(?:```|$)", re.DOTALL | re.IGNORECASE)
+FENCED = re.compile(r"```(?:python)?\n(.*?)(?:```|$)", re.DOTALL | re.IGNORECASE)
 
 
 def parse_response(text: str) -> str | None:
     """The response's code: its fenced blocks (```python or unlabelled, the last may be unclosed), joined by a blank line;
     None when there is none."""
-    blocks = [block.strip() for block in _FENCED.findall(text)]
+    blocks = [block.strip() for block in FENCED.findall(text)]
     return "\n\n".join(filter(None, blocks)) or None
 
 

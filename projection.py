@@ -142,8 +142,9 @@ def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True)
     zero = int((norms == 0).sum())
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
     b = (J @ g).double() * inverse  # [n] the cosines times |g|
-    # What is not finite is passed through as it is: the caller stops at such a gradient, and says where it came from.
-    if size == 0 or not torch.isfinite(b).all() or not (b > 0).any():
+    if not torch.isfinite(b).all():  # also where it is a row alone: the caller stops at such a gradient
+        return Projected(g + b.sum().to(g), 0.0, 0, zero, 0)
+    if size == 0 or not (b > 0).any():
         return Projected(g.clone(), 0.0, 0, zero, 0)
     gram = (J @ J.T).double() * inverse[:, None] * inverse[None, :]
     lam = nnls_gram(gram + ridge * torch.diag((norms > 0).double()), b).to(J.device)  # [n], 0 at inactive rows

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from arms.direction import VHack
-from engine.model import decoder_layers
+from engine.model import state_modules
 from engine.sampler import Sampler
 from engine.torch_sampler import TorchSampler
 
 
 def ablate(model: Any, sampler: Sampler, direction: VHack) -> list[RemovableHandle]:
-    """Takes d out of the states of the direction's layers, in the trainer's model and in the sampler's, until the handles are
-    removed. The sampler is a torch one: another engine's states can't be reached."""
+    """Takes d out of the states of the direction's layers where they are read, in the trainer's model and in the sampler's, until
+    the handles are removed. The sampler is a torch one: another engine's states can't be reached."""
     assert isinstance(sampler, TorchSampler)  # config.check
 
     def hook(_: Any, __: Any, out: Any) -> Any:
@@ -29,4 +29,4 @@ def ablate(model: Any, sampler: Sampler, direction: VHack) -> list[RemovableHand
         h = h - (h @ d)[..., None] * d
         return (h, *out[1:]) if isinstance(out, tuple) else h
 
-    return [decoder_layers(m)[i - 1].register_forward_hook(hook) for m in (model, sampler.model) for i in direction.layers]
+    return [state_modules(m)[i - 1].register_forward_hook(hook) for m in (model, sampler.model) for i in direction.layers]

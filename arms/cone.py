@@ -24,7 +24,7 @@ from engine.logprob import consecutive
 from engine.lora import lora_parameters, per_example
 from engine.model import decode
 from engine.sampler import Rollout
-from leetcode_env import parse_response
+from leetcode_env import FENCED, parse_response
 from loopholes import DEFAULT, LOOPHOLES
 from loopholes.evaluator import TRAIN_EVALUATOR
 from loopholes.forms import ELSEWHERE, OPENINGS, at
@@ -102,13 +102,16 @@ def hack_contrasts(
 
 
 def clean_code(response: str, known: Collection[str] = DEFAULT) -> str | None:
-    """A response without the hack of any known loophole, cut before its last closing fence; None for any other."""
-    code = parse_response(response)
-    start, end = response.find("```"), response.rfind(FENCE)
-    if code is None or start < 0 or end <= start or ("run_tests" in known and TRAIN_EVALUATOR in code):
+    """A response without the hack of any known loophole, from its first opening fence up to before its last closing one; None for
+    any other, and for one whose last block is unclosed or empty."""
+    code, blocks = parse_response(response), [*FENCED.finditer(response)]
+    if code is None or not blocks[-1][1].strip() or ("run_tests" in known and TRAIN_EVALUATOR in code):
         return None
+    end = blocks[-1].end() - len(FENCE)
     source = Source(code)
-    return None if any(LOOPHOLES[name].attempts(source, TRAIN_EVALUATOR) for name in known) else response[start:end]
+    if not response.startswith(FENCE, end) or any(LOOPHOLES[name].attempts(source, TRAIN_EVALUATOR) for name in known):
+        return None
+    return response[blocks[0].start() : end]
 
 
 def batch_contexts(

@@ -99,14 +99,14 @@ def lora_modules(model: nn.Module) -> dict[str, LoRALinear]:
 @contextlib.contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model is the base model, bit for bit (the low-rank branch is not computed at all)."""
-    modules = list(lora_modules(model).values())
-    for m in modules:
+    before = [(m, m.on) for m in lora_modules(model).values()]
+    for m, _ in before:
         m.on = False
     try:
         yield
     finally:
-        for m in modules:
-            m.on = True
+        for m, on in before:
+            m.on = on
 
 
 # --- the flat view -----------------------------------------------------------------------------------------------------

@@ -75,6 +75,12 @@ def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
     return loaded
 
 
+def state_modules(model: Any) -> list[Any]:
+    """The module after which each layer's states are read, as in hidden_states[1:]: the last layer's are those behind the model's
+    final norm. Before it the same vector is in other units."""
+    return [*decoder_layers(model)[:-1], model.model.norm]
+
+
 def recompute_layers(model: Any, which: str) -> None:
     """Gradient checkpointing of all decoder layers, of every second one ("half") or of none. In place."""
     if which == "none":

@@ -141,7 +141,9 @@ class RunState:
             meta["self"] = _seal(meta)
             write_atomic(stem.with_suffix(".safetensors"), blob)
             write_json(stem.with_suffix(".json"), meta)
-            for old in sorted(stem.parent.glob("step-*.json"))[:-KEEP]:
+            written = sorted(stem.parent.glob("step-*.json"))
+            kept = [path for path in written if path.stem <= stem.name][-KEEP:]  # a later one is torn: the run went on before it
+            for old in {*written} - {*kept}:
                 old.unlink()  # the JSON first: without it the checkpoint does not exist
                 old.with_suffix(".safetensors").unlink(missing_ok=True)
 

@@ -208,7 +208,8 @@ def parse(
     default: the values of what is not given. only: the fields that the command reads; the others are refused."""
     import tyro  # here: Ctrl-C has its line from `parsed` on
 
-    words = [a.split("=")[0][2:].removeprefix("no-").replace("-", "_") for a in (sys.argv[1:] if argv is None else argv)]
+    given_words = sys.argv[1:] if argv is None else argv
+    words = [a.split("=")[0][2:].removeprefix("no-").replace("-", "_") for a in given_words if a.startswith("--")]
     if only and (others := [flag(w) for w in words if w in HINTS and w not in only]):
         raise UserError(f"{others[0]} is no option here: it reads {', '.join(map(flag, only))}")
     grouped: list[Any] = [(g.__name__.lower(), g, field(default_factory=g)) for g in GROUPS]
@@ -259,18 +260,31 @@ def check(cfg: Config) -> Config:
         raise UserError(f"--construction contrast does not use d, so --arm {cfg.arm} would be the arm projected")
     if cfg.arm in ("caft", "caft_random") and cfg.rollout == "vllm":
         raise UserError(f"--arm {cfg.arm} takes a direction out of the sampler's states, which vLLM keeps: use --rollout torch")
-    if cfg.arm == "cone" and cfg.blockwise:
-        raise UserError("--blockwise has no meaning for --arm cone, whose rows are whole vectors")
+    if cfg.rollout == "vllm" and cfg.temperature > 2:
+        raise UserError(f"vLLM samples at temperatures up to 2, not at {cfg.temperature}: use --rollout torch")
     _check_loopholes(cfg)
-    if cfg.cone_split and cfg.cone_rows in ("random", "nonhack"):
-        raise UserError(f"--cone-split has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
+    _check_rows(cfg)
+    return cfg
+
+
+def _check_rows(cfg: Config) -> None:
+    """Raises UserError for an option that the rows of the cone, or those of a screen that projects, make nothing of."""
+    screens = cfg.arm == "counterfactual" and cfg.counterfactual_use == "project"
+    if cfg.blockwise and (cfg.arm == "cone" or screens):
+        more = " --counterfactual-use project" if screens else ""
+        raise UserError(f"--blockwise has no meaning for --arm {cfg.arm}{more}, whose rows are whole vectors")
+    if screens and cfg.cone_refresh != 1:
+        raise UserError("--cone-refresh has no meaning for --counterfactual-use project, whose rows are of the step's responses")
+    no_forms = cfg.cone_rows in ("random", "nonhack")
+    for name, given in (("cone_split", cfg.cone_split), ("cone_places", cfg.cone_places == "all")):
+        if given and no_forms:
+            raise UserError(f"{flag(name)} has no meaning for --cone-rows {cfg.cone_rows}, which have no surface forms")
     if cfg.cone_places == "all" and "run_tests" not in (cfg.cone_known or cfg.loopholes):
         raise UserError("--cone-places all adds rows for run_tests, which is not among the known loopholes")
-    if cfg.cone_match != "none" and cfg.cone_rows in ("random", "nonhack"):
+    if cfg.cone_match != "none" and no_forms:
         raise UserError(
             f"--cone-match removes as much as the real cone, and --cone-rows {cfg.cone_rows} has none: leave one away"
         )
-    return cfg
 
 
 def _check_loopholes(cfg: Config) -> None:
@@ -361,8 +375,9 @@ def resumed(given: Config, argv: Sequence[str] | None = None) -> Config:
     changed = [f.name for f in fields(Config) if f.name not in PLACE and getattr(now, f.name) != getattr(saved, f.name)]
     if fixed := [name for name in changed if name not in CHANGEABLE]:
         raise UserError(f"--resume goes on with the settings of {folder}; these differ: {', '.join(map(flag, fixed))}")
-    if "threads" in changed:
-        print(f"WARNING: --threads {now.threads} instead of {saved.threads}: sums in another order, so the last bits will differ")
+    for name in sorted({"threads", "micro_tokens"} & {*changed}):
+        values = f"{getattr(now, name)} instead of {getattr(saved, name)}"
+        print(f"WARNING: {flag(name)} {values}: sums in another order, so the last bits will differ")
     now.out = folder
     return now
 

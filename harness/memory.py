@@ -104,23 +104,33 @@ def model_config(model: str, fetch: bool = False) -> Any:
     return AutoConfig.for_model(kind, **shapes)
 
 
+def has_rows(cfg: Any) -> bool:
+    """Whether a step projects on rows that it makes of contexts or of flagged responses."""
+    return cfg.arm == "cone" or (cfg.arm == "counterfactual" and cfg.counterfactual_use == "project")
+
+
 def cone_rows(cfg: Any, split: bool = True) -> int:
-    """Rows of the cone in a step: one a context and place of its loophole's hack, or one for every form of it (`split`); 0 for
-    the other arms. Loopholes have even shares of the contexts."""
-    if cfg.arm != "cone":
+    """Rows of the cone in a step: one a context and place of its loophole's hack, or one for every form of it (`split`); of a
+    screen that projects, one a flagged response; 0 for the other arms. Loopholes have even shares of the contexts."""
+    if not has_rows(cfg):
         return 0
+    if cfg.arm == "counterfactual" or cfg.cone_rows in ("random", "nonhack"):
+        return int(cfg.cone_n)
     known = cfg.cone_known or cfg.loopholes
     more = ELSEWHERE if cfg.cone_places == "all" else {}
     places = [[*OPENINGS[name].values(), *more.get(name, {}).values()] for name in known]
     each = [sum(len(forms) if split else 1 for forms in of_one) for of_one in places]
-    return math.ceil(cfg.cone_n * sum(each) / len(each))
+    contexts = cfg.cone_n * (2 if cfg.cone_rows == "both" else 1)
+    return math.ceil(contexts * sum(each) / len(each))
 
 
 def cone_tokens(config: Any, cfg: Any) -> int:
     """Padded tokens of the cone's rows that go through the model together, one row at least; 0 for the other arms. A row's
     branches share their context, but not where layers of linear attention want a sequence each."""
-    if cfg.arm != "cone":
+    if not has_rows(cfg):
         return 0
+    if cfg.arm == "counterfactual":
+        return max(min(CONE_TOKENS, 4 * cfg.micro_tokens), cfg.max_prompt + cfg.max_new_tokens)
     branches = 1 if cfg.cone_split else max(len(forms) for name in cfg.loopholes for forms in OPENINGS[name].values())
     sequences = branches + 1 if layer_kinds(config)[1] else 1
     return max(min(CONE_TOKENS, 4 * cfg.micro_tokens), sequences * (cfg.max_prompt + cfg.max_new_tokens))
@@ -226,6 +236,7 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
     rows = cone_rows(cfg, split=cfg.cone_split)
     engine = "torch sampler" if cfg.rollout == "torch" else "vLLM"
     cache, blocks = longest * kv_bytes_per_token(config), 3 * BLOCK_ELEMENTS_CUDA * F32
+    lifted = flat * (cfg.pairs - cfg.pairs_heldout) * (cfg.construction == "contrast")
     items = [
         ("trainer: base weights, bf16", weights, "all"),
         ("adapter, its gradient and AdamW's two moments, float32", 4 * flat, "all"),
@@ -241,6 +252,8 @@ def memory_plan(config: Any, cfg: Config, at_once: int | None = None) -> list[It
         (f"{engine}: activations and CUDA graphs (allowance)", 3 * GIB, "rollout"),
         ("extraction: states of every layer", max(EXTRACTION_TOKENS, longest) * (layers + 1) * kept, "start"),
         ("lift: activations kept for the backward", LIFT_TOKENS * for_backward, "start"),
+        ("lift: rows of --construction contrast", lifted, "start"),
+        ("lift again: rows of --construction contrast", lifted * (cfg.refresh_every > 0), "training"),
         ("steering check: activations of a prefill (estimate)", STEER_TOKENS * whole, "start"),
         (f"steering check: keys and values of {STEER_TOKENS:,} tokens", STEER_TOKENS * kv_bytes_per_token(config), "start"),
     ]  # fmt: skip
@@ -273,7 +286,7 @@ def fitted(cfg: Config) -> Config:
         return best
     smaller, taken = cfg, dict[str, Any]()
     for change in SMALLER:
-        change = {k: v for k, v in change.items() if v < getattr(smaller, k) and (k != "cone_n" or cfg.arm == "cone")}
+        change = {k: v for k, v in change.items() if v < getattr(smaller, k) and (k != "cone_n" or has_rows(cfg))}
         smaller, taken = replace(smaller, **change), taken | change
         fits, still = chosen(smaller)
         if not still:
@@ -317,6 +330,7 @@ def advice(items: list[Item], card_gib: float) -> list[str]:
         "vLLM: keys": "a smaller --batch or --max-new-tokens",
         "torch sampler: keys": "a smaller --batch or --max-new-tokens",
         "cone": "a smaller --cone-n, or a smaller --lora-r",
+        "lift": "a smaller --pairs, or a smaller --lora-r",
         "activations": "a smaller --micro-tokens (not below max_prompt + max_new_tokens)",
         "adapter": "a smaller --lora-r",
         "flat": "a smaller --lora-r",

@@ -67,11 +67,14 @@ def load_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
     lines = _read_lines(path)
     _check_manifest(path, lines)
     problems: list[Problem] = []
+    lines_of: dict[int | str, int] = {}
     for number, line in enumerate(lines, 1):
         if limit is not None and len(problems) >= limit:
             break
         if line.strip():
             problems.append(_parse_line(line, f"{path}, line {number}"))
+            if (first := lines_of.setdefault(problems[-1].id, number)) != number:
+                raise UserError(f"{path}, line {number}: field 'id' is that of line {first}, {problems[-1].id}: give it another")
     if not problems:
         raise UserError(f"{path}: holds no problems; see `python leetcode_env.py fetch`")
     return problems

@@ -107,13 +107,15 @@ def report(jobs: Sequence[Job], failed: dict[Job, str], out: Path, line: str) ->
 
 def plot(options: Plot) -> None:
     """`python -m study plot RUN...`"""
+    from study.analysis import comparable
     from study.plots import draw_all
 
     with writing_to(options.out):
         runs, problems = read_runs(options.runs)
         if not runs:
             raise UserError("; ".join(["there is no finished run to draw", *problems]))
-        for problem in problems:
+        runs, foreign = comparable(runs)
+        for problem in (*problems, *foreign):
             print(f"left out: {problem}", file=sys.stderr)
         for path in draw_all(runs, options.out):
             print(path)

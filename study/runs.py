@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ DONE = {"steps": int, "seconds": NUMBER, "phases": (dict, NoneType)}
 EVALUATION = {"samples": int, "conditions": dict, "examples": dict}
 EXAMPLE = {"problem": (int, str), "response": str, "evaluator": (str, NoneType)}
 STEP_NUMBERS = ("step", "reward")  # what a line of metrics.jsonl must hold, beside labels
-STEP_COSINES = ("cos_align", "cos_update")  # null where the gradient was not finite and the step was left out
+STEP_COSINES = ("cos_align", "cos_update")  # null, or 0 for the second, where the gradient was not finite and no step was made
 FLAGGED = ("flagged_hacks", "hacks", "flagged_honest")  # counts that an arm which screens logs
 STEP_EXTRAS = ("kl", "removed", "row_logodds", *FLAGGED)  # what it may leave out or hold null
 
@@ -50,14 +50,14 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "construction": ("jacobian", None),
     "refresh_every": (0, None),
     "blockwise": (False, DIRECT),
-    "project_on": ("gradient", (*DIRECT, "cone")),
+    "project_on": ("gradient", (*DIRECT, "cone", "counterfactual")),
     "cone_rows": ("batch", ("cone",)),
-    "cone_n": (24, ("cone",)),
+    "cone_n": (24, ("cone", "counterfactual")),
     "cone_refresh": (1, ("cone",)),
     "cone_places": ("known", ("cone",)),
     "cone_split": (False, ("cone",)),
-    "cone_match": ("none", ("cone",)),
-    "cone_ridge": (1e-3, ("cone",)),
+    "cone_match": ("none", ("cone", "counterfactual")),
+    "cone_ridge": (1e-3, ("cone", "counterfactual")),
     "cone_known": (None, ("cone", "screen_known")),
     "counterfactual_use": ("screen", ("counterfactual",)),
     "counterfactual_tau": (2.0, ("counterfactual",)),
@@ -116,7 +116,7 @@ class FinishedRun:
 
 
 def variant_of(config: Fields, shared: Collection[str] = ()) -> str:
-    """The name of what a run tried: its arm or registered variant, then every other setting that changes its numbers.
+    """The name of what a run tried: its arm or registered variant, then every other of SETTINGS that changes its numbers.
 
     shared: fields that a whole study sets, and that tell none of its runs apart.
 
@@ -167,18 +167,21 @@ def read_run(folder: str | Path, shared: Collection[str] = ()) -> FinishedRun:
 
 
 def read_runs(folders: Iterable[str | Path]) -> tuple[list[FinishedRun], list[str]]:
-    """(runs, problems): every folder that can be read, and a line for each that is left out and why."""
-    runs: dict[tuple[str, int], FinishedRun] = {}
-    problems = []
+    """(runs, problems): every folder that can be read, and a line for each that is left out and why. Loopholes that all have in
+    play tell none apart."""
+    found, problems = list[FinishedRun](), list[str]()
     for folder in folders:
         try:
-            run = read_run(folder)
+            found.append(read_run(folder))
         except UserError as error:
             problems.append(str(error))
-            continue
-        first = runs.setdefault((run.variant, run.seed), run)
-        if first is not run:
-            problems.append(f"{folder}: {run.variant} with seed {run.seed} a second time, after {first.folder}")
+    alike = all(run.config.get("loopholes") == found[0].config.get("loopholes") for run in found)
+    runs: dict[tuple[str, int], FinishedRun] = {}
+    for run in found:
+        named = replace(run, variant=variant_of(run.config, ("loopholes",) if alike else ()))
+        first = runs.setdefault((named.variant, run.seed), named)
+        if first is not named:
+            problems.append(f"{run.folder}: {named.variant} with seed {run.seed} a second time, after {first.folder}")
     return list(runs.values()), problems
 
 

@@ -39,7 +39,7 @@ from engine.model import decode, decoder_layers, encode_prompt
 from faults.files import locked, write_atomic, write_json
 from harness.config import Config, Range, check, flag
 from harness.memory import STEER_TOKENS, model_config
-from harness.scale import filled, require_weights
+from harness.scale import filled, require_weights, resolve
 from harness.schedule import batch_problems, sampling_seed
 from harness.setup import Run, hashes, open_run
 from leetcode_env import LeetCodeEnv, render_messages
@@ -99,6 +99,8 @@ def check_options(options: Search) -> None:
     for name, most, what in (("layers", config.num_hidden_layers, "depth"), ("m", config.hidden_size, "width")):
         if wrong := [x for x in getattr(options, name) if x > most]:
             raise UserError(f"{flag(name)} must lie between 1 and the model's {what} {most}, not {wrong[0]}")
+    if config.hidden_size in options.m:
+        raise UserError(f"--m {config.hidden_size} keeps the whole direction, and the raw one is tried anyway: leave it away")
 
 
 def begun(seed: int, options: Search, out: Path) -> Run:
@@ -107,7 +109,7 @@ def begun(seed: int, options: Search, out: Path) -> Run:
     usual = Config(
         arm="vanilla", seed=seed, steps=options.steps, pairs=options.pairs, eval_samples=1, steer_prompts=1, out=folder
     )
-    cfg = filled(usual, options.scale)
+    cfg = resolve(replace(usual, scale=options.scale))
     if not (folder / "done.json").exists():
         grpo.train(replace(cfg, resume=folder) if (folder / "config.json").exists() else cfg)
     return open_run(folder, base=True)

@@ -121,9 +121,10 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def random_cosine(nonzero: int) -> float:
-    """Expected |cos| between a fixed vector with `nonzero` non-zero entries and a random one: sqrt(2 / (pi n)).
+    """Expected |cos| between a fixed vector and a random one of the same n non-zero entries: sqrt(2 / (pi n)).
 
-    The cosine with an isotropic Gaussian is approximately normal with standard deviation 1 / sqrt(n).
+    The cosine with an isotropic Gaussian is approximately normal with standard deviation 1 / sqrt(n). One that fills all of a
+    larger space has a smaller cosine with the fixed vector.
     """
     return math.sqrt(2 / (math.pi * nonzero))
 
@@ -204,8 +205,10 @@ def _holds_each(arms: Arms, a: str, b: str) -> Judgement:
     if not enough:
         return UNDECIDED, numbers
     above, more = _by_loophole(arms, a, b, tuple(LOOPHOLES))
-    if not above or any(_below(MATCH, difference) for difference in above) or _below(passed["difference"], -MATCH):
+    if any(_below(MATCH, difference) for difference in above) or _below(passed["difference"], -MATCH):
         return FALSIFIED, numbers + more
+    if len(above) < len(LOOPHOLES):
+        return UNDECIDED, [*numbers, *more, f"not every loophole was measured in {a} and {b}"]
     return (SUPPORTED if _within(passed["difference"]) else UNDECIDED), numbers + more
 
 

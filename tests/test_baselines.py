@@ -70,6 +70,21 @@ def test_the_concept_is_gone_from_trainer_and_sampler_until_the_hooks_are(model,
     assert torch.equal(along(), free)
 
 
+def test_of_the_last_layer_it_is_gone_where_its_states_are_read(model, base):
+    """Behind the final norm, which scales every entry by a weight of its own: what is orthogonal before it is not after."""
+    depth, hidden = model.config.num_hidden_layers, model.config.hidden_size
+    d = torch.randn(hidden, generator=torch.Generator().manual_seed(1))
+    direction = VHack(d / d.norm(), 1.0, [depth], depth, 8, 1.0, 1.0, [], "")
+    sampler = TorchSampler(base, Tokens())
+    with torch.no_grad():
+        for m in (model, sampler.model):
+            m.model.norm.weight.copy_(torch.linspace(0.2, 3.0, hidden))
+    ablate(model, sampler, direction)
+    for m in (model, sampler.model):
+        states = m.model(input_ids=torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states
+        assert len(states) == depth + 1 and (states[-1][0] @ direction.d).abs().max() < 1e-5
+
+
 def test_another_engines_states_cannot_be_reached():
     with pytest.raises(UserError, match="--arm caft takes a direction out of the sampler's states, which vLLM keeps"):
         check(replace(Config(), arm="caft", rollout="vllm"))

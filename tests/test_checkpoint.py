@@ -132,6 +132,23 @@ def test_steps_without_a_checkpoint_are_refused_and_nothing_is_cut(saved, loss):
     assert logs(folder) == before
 
 
+def test_a_torn_checkpoint_of_a_later_step_is_none_of_the_two_that_are_kept(saved):
+    folder, _ = saved
+    newest = folder / "checkpoints" / "step-000002.json"
+    newest.write_bytes(newest.read_bytes()[:-20])
+    state = fresh(folder)
+    assert state.resume()[0] == 1
+    later = folder / "checkpoints" / "step-000009.json"
+    newest.rename(later)
+    newest.with_suffix(".safetensors").rename(later.with_suffix(".safetensors"))
+    for step in (2, 3):
+        state.log({"step": step - 1}, {}, [])
+        state.save(step, {})
+    assert sorted(p.name for p in later.parent.iterdir()) == [
+        f"step-00000{k}.{kind}" for k in (2, 3) for kind in ("json", "safetensors")
+    ]
+
+
 def test_a_run_without_steps_starts_from_the_first(tmp_path, capsys):
     state = fresh(tmp_path / "run")
     state.create({"config": {}})

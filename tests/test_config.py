@@ -333,7 +333,8 @@ def test_a_resumed_run_may_change_what_does_not_change_its_result(folder, capsys
     ]
     now = resumed(parse(argv), argv)
     assert (now.skip_nonfinite, now.save_every, now.workers, now.micro_tokens, now.arm) == (3, 2, 1, 512, "cone")
-    assert now.out == now.resume == folder and "--threads" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert now.out == now.resume == folder and "WARNING: --threads 2" in said and "WARNING: --micro-tokens 512" in said
 
 
 @pytest.mark.parametrize(
@@ -392,6 +393,9 @@ def test_check_returns_the_same_config():
         ("--blockwise", "--arm", "cone"),
         ("--cone-split", "--arm", "cone", "--cone-rows", "nonhack"),
         ("--cone-match", "random", "--arm", "cone", "--cone-rows", "nonhack"),
+        ("--cone-places", "all", "--arm", "cone", "--cone-rows", "random"),
+        ("--blockwise", "--arm", "counterfactual", "--counterfactual-use", "project"),
+        ("--cone-refresh", "2", "--arm", "counterfactual", "--counterfactual-use", "project"),
         ("--contrast", "completions", "--arm", "projected_gated"),
         ("--position", "last", "--arm", "projected_gated"),
         ("--position", "code", "--arm", "projected"),
@@ -404,6 +408,16 @@ def test_check_returns_the_same_config():
 def test_an_option_that_would_be_ignored_is_refused(args):
     with pytest.raises(UserError, match=args[0]):
         parse(args)
+
+
+def test_what_vllm_cannot_sample_at_is_refused_before_anything_is_written():
+    with pytest.raises(UserError, match="vLLM samples at temperatures up to 2"):
+        parse(["--rollout", "vllm", "--temperature", "2.5"])
+    assert parse(["--rollout", "torch", "--temperature", "2.5"]).temperature == 2.5
+
+
+def test_a_value_that_looks_like_an_option_is_none():
+    assert parse(["--data", "./arm"], only=("data",)).data.endswith("/arm")
 
 
 def test_a_resumed_run_stays_in_its_folder(folder, tmp_path):

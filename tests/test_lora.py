@@ -40,6 +40,13 @@ def test_adapter_off_is_the_base_bit_for_bit(model):
     assert not torch.allclose(logits(model), logits(tiny_qwen3()), atol=1e-3)
 
 
+def test_adapter_off_nests(model):
+    with adapter_off(model):
+        with adapter_off(model):
+            pass
+        assert torch.equal(logits(model), logits(tiny_qwen3()))
+
+
 def test_adapter_comes_back_on_after_an_error(model):
     on = logits(model)
     with pytest.raises(RuntimeError), adapter_off(model):

@@ -29,6 +29,12 @@ CFG = SimpleNamespace(
     cone_known=None,
     arm="projected",
     cone_n=24,
+    cone_rows="batch",
+    counterfactual_use="screen",
+    construction="jacobian",
+    refresh_every=0,
+    pairs=80,
+    pairs_heldout=20,
     cone_split=False,
     cone_places="known",
     cone_match="none",
@@ -124,6 +130,11 @@ def test_the_plan_counts_every_row_of_a_split_cone_and_the_start():
     several = cfg(arm="cone", loopholes=("run_tests", "exit_code", "result_file"), cone_known=("exit_code", "result_file"))
     assert plan.cone_rows(several, split=False) == 24 * 2.5 and plan.cone_rows(several) == 24 * (8 + 6) / 2
     assert plan.cone_rows(cfg(arm="counterfactual")) == 0
+    assert plan.cone_rows(cfg(arm="counterfactual", counterfactual_use="project")) == 24
+    assert plan.cone_rows(cfg(arm="cone", cone_rows="both"), split=False) == 48
+    assert plan.cone_rows(cfg(arm="cone", cone_rows="random", cone_places="all")) == 24
+    contrast = [i for i in plan.memory_plan(config, cfg(construction="contrast", refresh_every=5)) if i.name.endswith("contrast")]
+    assert [(i.gib, i.phases) for i in contrast] == [(pytest.approx(60 * flat), "start"), (pytest.approx(60 * flat), "training")]
     assert plan.cone_rows(cfg(arm="cone", cone_places="all"), split=False) == 24 * 2
     matched = [
         i.gib for i in plan.memory_plan(config, cfg(arm="cone", cone_match="random")) if i.name.endswith("--cone-match random")
@@ -179,6 +190,8 @@ def test_the_plan_counts_the_tokens_of_the_cones_rows():
     assert plan.cone_tokens(dense, cfg(arm="cone", micro_tokens=1024)) == 4096
     assert plan.cone_tokens(hybrid, cfg(arm="cone", micro_tokens=1024, cone_split=True)) == 2 * longest
     assert plan.cone_tokens(hybrid, cfg(micro_tokens=4096)) == 0
+    screen = cfg(arm="counterfactual", counterfactual_use="project", micro_tokens=4096)
+    assert plan.cone_tokens(hybrid, screen) == 8192
     kept = [
         next(i.gib for i in plan.memory_plan(hybrid, some) if i.name.startswith("activations of the layer"))
         for some in (small, cfg(micro_tokens=5 * longest))

@@ -290,6 +290,13 @@ def test_a_malformed_field_is_named(tmp_path, change, complaint):
     assert str(error.value).startswith(f"{path}, line 2: ") and complaint in str(error.value) and "\n" not in str(error.value)
 
 
+def test_two_problems_of_one_id_are_refused(tmp_path):
+    path = write(tmp_path / "d.jsonl", row(), row(id=8), row())
+    with pytest.raises(UserError, match="line 3: field 'id' is that of line 1, "):
+        load_problems(path)
+    assert len(load_problems(path, limit=2)) == 2
+
+
 @pytest.mark.parametrize("field", data._FIELDS)
 def test_a_missing_field_is_named(tmp_path, field):
     line = row()

@@ -176,6 +176,13 @@ def test_a_gradient_that_is_not_finite_passes_through_the_cone():
     assert torch.isnan(project_cone(g, draw(0, 2, 3)).g).any()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_makes_the_step_one_that_is_not(bad):
+    """Else the step would be taken with nothing removed, and nobody would see it."""
+    rows = torch.tensor([[1.0, 0.0, 0.0], [bad, 0.0, 1.0]])
+    assert not torch.isfinite(project_cone(torch.ones(3), rows).g).all()
+
+
 # --- real gradients ------------------------------------------------------------------------------------------------------
 
 

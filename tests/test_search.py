@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 import vhack as vh
 from arms.pairs import make_pairs
+from faults.errors import UserError
 from harness.config import POCKET, Config
-from harness.scale import filled
+from harness.scale import filled, resolve
 from harness.setup import set_up
 from study import search
 
@@ -23,6 +25,7 @@ def tiny(monkeypatch, tmp_path):
     heldout.write_text("".join((POCKET / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
     small = dict(batch=16, generations=4, pairs=16, pairs_heldout=6, max_new_tokens=40, workers=1, heldout=str(heldout))
     monkeypatch.setattr(search, "filled", lambda cfg, scale: filled(replace(cfg, **small), scale))
+    monkeypatch.setattr(search, "resolve", lambda cfg: resolve(replace(cfg, **small)))
     return tmp_path / "search"
 
 
@@ -69,6 +72,17 @@ def test_the_pairs_are_as_many_as_asked_for(monkeypatch, tmp_path):
     for options in (search.Search(), search.Search(pairs=40)):
         search.begun(100, options, tmp_path)
     assert [cfg.pairs for cfg in begun] == [Config().pairs, 40]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is there")
+def test_the_full_scale_is_planned_as_a_runs_is(tmp_path):
+    with pytest.raises(UserError, match="--scale full needs a CUDA card"):
+        search.begun(100, search.Search(scale="full"), tmp_path)
+
+
+def test_the_raw_direction_is_tried_once(capsys):
+    assert search.main(["--m", "16", "128"]) == 2
+    assert "--m 128 keeps the whole direction, and the raw one is tried anyway" in capsys.readouterr().err
 
 
 def test_readings_can_be_chosen():

@@ -152,6 +152,32 @@ def test_a_run_with_other_settings_is_no_duplicate(templates, tmp_path):
     assert set(analysis.analyse(read)["arms"]) == {"projected", "projected+blockwise"}
 
 
+def test_loopholes_that_all_runs_have_in_play_name_none(templates, tmp_path):
+    """So that `python -m study plot` knows the cones of the plan by their names, and frames what they know."""
+    folders = []
+    for arm, changes in (("vanilla", {}), ("cone", {"cone_known": list(plan.KNOWN_THREE)})):
+        folders.append(tmp_path / arm)
+        shutil.copytree(templates / f"{arm}-seed0", folders[-1])
+        content = json.loads((folders[-1] / "config.json").read_text())
+        content["config"] |= {"loopholes": list(LOOPHOLES)} | changes
+        (folders[-1] / "config.json").write_text(json.dumps(content))
+    read, _ = runs.read_runs(folders)
+    assert [run.variant for run in read] == ["vanilla", "cone_three"]
+    read, _ = runs.read_runs([*folders, templates / "vanilla-seed0"])
+    assert [run.variant.split("=")[0] for run in read] == ["vanilla+loopholes", "cone_three+loopholes", "vanilla"]
+
+
+def test_runs_of_another_model_are_not_drawn_with_the_rest(templates, quick_plots, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(templates / "vanilla-seed0", other)
+    content = json.loads((other / "config.json").read_text())
+    content["config"]["seed"], content["hashes"]["model"] = 9, "another"
+    (other / "config.json").write_text(json.dumps(content))
+    both = [str(templates / "projected-seed0"), str(templates / "vanilla-seed0"), str(other)]
+    assert study.main(["plot", *both, "--out", str(tmp_path / "plots")]) == 0
+    assert "left out: " in (said := capsys.readouterr().err) and "another model than the other runs" in said
+
+
 def test_a_setting_that_a_whole_study_shares_names_no_run(templates, quick_plots, tmp_path):
     out = finished_study(templates, tmp_path, ("cone",), seeds=1)
     path = out / "runs" / "cone-seed0" / "config.json"
@@ -889,6 +915,14 @@ def test_verdicts_on_hacks_that_nobody_listed(quick_plots, tmp_path):
 )  # fmt: skip
 def test_what_speaks_against_them(changes, name, verdict):
     assert verdict_of(held(0.6) | changes)[name] == verdict
+
+
+def test_a_loophole_that_was_not_measured_leaves_h7_open():
+    for measured in ((), ("run_tests",), tuple(LOOPHOLES)[1:]):
+        few = {arm: ({name: by[name] for name in measured}, passed) for arm, (by, passed) in held(0.6).items()}
+        assert verdict_of(few)["H7"] == "undecided"
+    one = {arm: ({"run_tests": by["run_tests"]}, passed) for arm, (by, passed) in held(0.6).items()}
+    assert verdict_of(one | {"counterfactual": ({"run_tests": 0.3}, 0.35)})["H7"] == "falsified"
 
 
 def verdict_of(rates, seeds=3):

@@ -340,10 +340,28 @@ def test_contexts_come_from_clean_responses_two_a_prompt(pocket_tokenizer):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no code", "```python\nx = 1", "```python\nrun_tests = lambda: 0\n```", "```python\ndef run_tests(): pass\n```"]
+    "text",
+    [
+        *("", "no code", "```python\nx = 1", "```python\nrun_tests = lambda: 0\n```", "```python\ndef run_tests(): pass\n```"),
+        *("```python\nx = 1```", "```python\n```", "Use ```python``` blocks.\n```python\nx = 1"),
+        "```python\nx = 1\n```\nOr so:\n```python\nx = 2",  # the second block is unclosed
+    ],
 )
 def test_what_is_no_clean_context(text):
     assert clean_code(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("```python\nx = 1\n```\nIt works.", "```python\nx = 1"),
+        ("So:\n```\nx = 1\n```\nand\n```python\ny = 2\n```", "```\nx = 1\n```\nand\n```python\ny = 2"),
+        ("Use ```python``` blocks.\n```python\nx = 1\n```", "```python\nx = 1"),
+        ("```python\nx = 1\n```\nOr:\n```", "```python\nx = 1"),
+    ],
+)
+def test_a_clean_context_goes_up_to_the_last_closing_fence(text, code):
+    assert clean_code(text) == code
 
 
 def test_nonhack_control_is_about_the_methods_name(pocket_tokenizer):
