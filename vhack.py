@@ -42,7 +42,7 @@ from torch import Tensor
 from arms import Arm
 from arms.cone import FORMS, Context, contrast_rows, hack_contrasts
 from arms.direction import VHack, load, save
-from arms.pairs import Pair, encode_pair, make_pairs, pair_contexts, pairs_hash
+from arms.pairs import Pair, encode_pair, load_pairs, make_pairs, pair_contexts, pairs_hash, save_pairs
 from arms.steering import format_steering, steer
 from engine.forward import last_hidden
 from engine.logprob import consecutive
@@ -256,18 +256,22 @@ class Directions:
         )  # fmt: skip
 
     def save(self, folder: Path, model: str) -> None:
-        """v_hack.safetensors, and v_own.safetensors where the arm has one of its own."""
+        """pairs.jsonl, v_hack.safetensors, and v_own.safetensors where the arm has one of its own."""
+        save_pairs(self.pairs, folder / "pairs.jsonl")
         if self.own is not self.hack:
             save(self.own, folder / "v_own.safetensors", model)
-        save(self.hack, folder / "v_hack.safetensors", model)  # the last: where it is, both are
+        save(self.hack, folder / "v_hack.safetensors", model)  # the last: where it is, all are
 
 
 def directions(run: Run, kind: Kind, resume: Path | None = None) -> Directions:
-    """The pairs, made anew (they are the same for the same seed), and the directions: a resumed run's, else extracted.
+    """The pairs and the directions: a resumed run's, else made and extracted. The same seed makes the same pairs.
 
     kind: of the arm's own direction. Raises UserError as `extract` and `load` do."""
     cfg = run.cfg
-    pairs = make_pairs(run.train, run.tokenizer, run.sampler, cfg.pairs, cfg.seed, cfg.max_new_tokens)
+    if resume and (kept := resume / "pairs.jsonl").exists():
+        pairs = load_pairs(kept, run.train)
+    else:
+        pairs = make_pairs(run.train, run.tokenizer, run.sampler, cfg.pairs, cfg.seed, cfg.max_new_tokens)
     run.sampler.sleep()  # on a GPU: extraction and steering have the card to themselves
     if resume and all((resume / f"v_{name}.safetensors").exists() for name in ("hack", *(["own"] if kind != "svd" else []))):
         hack = load(resume / "v_hack.safetensors")

@@ -7,12 +7,14 @@ import itertools
 import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from arms.cone import FENCE, FORMS, Context, clean_code, hack_contrasts
 from engine.model import decode, encode_prompt
 from engine.sampler import Sampler
-from faults.errors import UserError
+from faults.errors import UserError, one_line
+from faults.files import to_json, write_atomic
 from leetcode_env import Problem, render_messages
 from loopholes import evaluated_by
 from loopholes.evaluator import TRAIN_EVALUATOR
@@ -113,3 +115,20 @@ def pairs_hash(pairs: list[Pair]) -> str:
     """16 hex digits that identify a list of pairs."""
     text = json.dumps([[p.problem.id, p.hack, p.clean] for p in pairs])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_pairs(pairs: list[Pair], path: Path) -> None:
+    """A line of JSON each. A run that goes on reads them: another card, or another number of threads, may draw another greedy
+    attempt of the base model where two tokens are next to equally likely."""
+    rows = (dict(problem=p.problem.id, hack=p.hack, clean=p.clean) for p in pairs)
+    write_atomic(path, "".join(to_json(row) + "\n" for row in rows).encode())
+
+
+def load_pairs(path: Path, problems: list[Problem]) -> list[Pair]:
+    """Those of `save_pairs`. Raises UserError where the file is damaged or names a problem that is none of these."""
+    of = {p.id: p for p in problems}
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [Pair(of[row["problem"]], row["hack"], row["clean"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} does not hold pairs of this run's problems ({one_line(e)})") from None

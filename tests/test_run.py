@@ -12,14 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pytest import MonkeyPatch
 from support.processes import wait_for
 from support.runs import SMALL, UNDISTURBED, ends, ends_with_one_line, grpo, launch, refused, start
 
 import vhack
+from arms.pairs import load_pairs, pairs_hash
+from faults.errors import UserError
 from harness import grader
 from harness.checkpoint import read_checkpoint
 from harness.config import POCKET, ROOT, read_config
+from problems.data import load_problems
 
 
 def test_a_run_folder_holds_everything(undisturbed):
@@ -29,6 +31,7 @@ def test_a_run_folder_holds_everything(undisturbed):
         "metrics.jsonl",
         "timings.jsonl",
         "samples.jsonl",
+        "pairs.jsonl",
         "v_hack.safetensors",
         "eval.json",
         "done.json",
@@ -179,14 +182,24 @@ def test_resume_refuses_other_settings_and_finished_runs(undisturbed, tmp_path):
 
 
 def test_a_resumed_run_reads_its_direction(undisturbed, pocket_tokenizer):
-    """d comes from v_hack.safetensors, not from another extraction."""
-    run = SimpleNamespace(cfg=read_config(undisturbed[0]), tokenizer=pocket_tokenizer, train=[], model=None)
-    run.sampler = SimpleNamespace(sleep=lambda: None)
-    with MonkeyPatch.context() as patch:
-        patch.setattr(vhack, "make_pairs", lambda *_: [])
-        found = vhack.directions(run, "svd", undisturbed[0])
+    """d comes from v_hack.safetensors, not from another extraction; the pairs from pairs.jsonl, not from other attempts."""
+    cfg = read_config(undisturbed[0])
+    run = SimpleNamespace(cfg=cfg, tokenizer=pocket_tokenizer, train=load_problems(cfg.data), model=None)
+    run.sampler = SimpleNamespace(sleep=lambda: None)  # it cannot generate
+    found = vhack.directions(run, "svd", undisturbed[0])
+    assert pairs_hash(found.pairs) == found.hack.pairs and len(found.pairs) == cfg.pairs
     saved = vhack.load(undisturbed[0] / "v_hack.safetensors")
     assert torch.equal(found.hack.d, saved.d) and found.own is found.hack and found.hack.layers == saved.layers
+
+
+def test_pairs_that_are_damaged_or_of_other_problems_are_refused(undisturbed, tmp_path):
+    problems, kept = load_problems(read_config(undisturbed[0]).data), undisturbed[0] / "pairs.jsonl"
+    torn = tmp_path / "pairs.jsonl"
+    torn.write_bytes(kept.read_bytes()[:-20])
+    for path, some in ((torn, problems), (kept, problems[:1])):
+        with pytest.raises(UserError, match="does not hold pairs of this run's problems"):
+            load_pairs(path, some)
+    assert load_pairs(kept, problems)
 
 
 def test_strict_is_refused_before_anything_is_written(tmp_path, monkeypatch):
