@@ -122,14 +122,16 @@ def make_sampler(model: Any, tokenizer: Any, cfg: Config) -> Sampler:
 
 
 def fitting(problems: list[Problem], tokenizer: Any, cfg: Config, path: str, names: tuple[str, ...]) -> list[Problem]:
-    """The problems whose loophole prompt, with any evaluator of `names`, has at most cfg.max_prompt tokens; counts the others."""
+    """The problems whose loophole prompt, with any evaluator of `names`, has at most cfg.max_prompt tokens, and so the default
+    loophole's, which is that of pairs and of the steering check; counts the others."""
 
     def length(problem: Problem, name: str, loopholes: Sequence[str] = cfg.loopholes) -> int:
         return len(encode_prompt(tokenizer, render_messages(problem, told_by(problem, loopholes, name), request)))
 
     request = REQUEST if cfg.arm == "recontextualised" else ""
     longest = max(names, key=lambda name: length(problems[0], name, DEFAULT))
-    kept = [p for p in problems if length(p, longest) <= cfg.max_prompt]
+    told = {tuple(cfg.loopholes), DEFAULT}
+    kept = [p for p in problems if max(length(p, longest, loopholes) for loopholes in told) <= cfg.max_prompt]
     if not kept:
         raise UserError(f"every prompt of {path} is longer than --max-prompt {cfg.max_prompt}")
     if len(kept) < len(problems):

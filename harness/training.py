@@ -86,13 +86,14 @@ class Training:
 
     def decide(self, **values: Any) -> Config:
         """The settings with these values, found out at a run's start and kept with the others: a run that goes on has them."""
+        values = self.ranks.gather([values])[0]  # the first rank's: two cards need not agree in the last place
         self.cfg = self.parts.cfg = replace(self.cfg, **values)
         return self.cfg
 
     def resume(self, pairs: str) -> dict[str, Tensor]:
         """What the newest whole checkpoint holds beside adapter and optimizer, which are loaded; {} where there is none.
 
-        pairs: the hash of the pairs as they were made now."""
+        pairs: the hash of those that it goes on with."""
         if not self.cfg.resume:
             return {}
         self._require_the_same(pairs)

@@ -67,3 +67,6 @@ def test_prompts_are_measured_with_the_longest_name_that_they_will_hold(monkeypa
     short, long = lengths.values()
     assert long - short == max(map(len, EVAL_NAMES)) - len(TRAIN_EVALUATOR)
     assert "are over" in capsys.readouterr().out
+    for limit, fit in ((short, 5), (short - 1, 4)):  # the prompt of exit_code is shorter, but pairs have the default's
+        cfg = SimpleNamespace(arm="vanilla", max_prompt=limit, loopholes=("exit_code",))
+        assert len(fitting(problems, None, cfg, "some.jsonl", (TRAIN_EVALUATOR,))) == fit
