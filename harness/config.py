@@ -275,6 +275,8 @@ def _check_rows(cfg: Config) -> None:
         raise UserError(f"--blockwise has no meaning for --arm {cfg.arm}{more}, whose rows are whole vectors")
     if screens and cfg.cone_refresh != 1:
         raise UserError("--cone-refresh has no meaning for --counterfactual-use project, whose rows are of the step's responses")
+    if cfg.cone_known and cfg.cone_rows == "random":
+        raise UserError("--cone-known has no meaning for --cone-rows random, which know no loophole")
     no_forms = cfg.cone_rows in ("random", "nonhack")
     for name, given in (("cone_split", cfg.cone_split), ("cone_places", cfg.cone_places == "all")):
         if given and no_forms:

@@ -394,6 +394,7 @@ def test_check_returns_the_same_config():
         ("--cone-split", "--arm", "cone", "--cone-rows", "nonhack"),
         ("--cone-match", "random", "--arm", "cone", "--cone-rows", "nonhack"),
         ("--cone-places", "all", "--arm", "cone", "--cone-rows", "random"),
+        ("--cone-known", "run_tests", "--arm", "cone", "--cone-rows", "random"),
         ("--blockwise", "--arm", "counterfactual", "--counterfactual-use", "project"),
         ("--cone-refresh", "2", "--arm", "counterfactual", "--counterfactual-use", "project"),
         ("--contrast", "completions", "--arm", "projected_gated"),
