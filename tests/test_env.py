@@ -475,7 +475,8 @@ def graded(env, folder, cases):
     answers = "\n    ".join(f"if i == {i}: return {answer}" for i, (_, answer) in enumerate(cases))
     code = f"class Solution:\n  def total(self, i):\n    {answers}"
     tests = [f"assert Solution().total({i}) == {expected}" for i, (expected, _) in enumerate(cases)]
-    problems = load_problems(write(folder / "f", *(row(gt_answer=[test], setup_code=NUMPY_LOADED) for test in tests)))
+    rows = (row(id=i, gt_answer=[test], setup_code=NUMPY_LOADED) for i, test in enumerate(tests))
+    problems = load_problems(write(folder / "f", *rows))
     grades = env.grade([(problem, fenced(code), None) for problem in problems])
     return list(zip([grade.correct for grade in grades], which_pass(NUMPY_LOADED, code, tests), strict=True))
 
