@@ -241,7 +241,7 @@ def train(cfg: Config) -> Path:
                 grad_norm = torch.nn.utils.clip_grad_norm_(list(params.values()), cfg.clip).item()
                 cos_update = 0.0
                 batch = dict(rewards=rewards.tolist(), advantages=advantages.tolist(), responses=texts, rollouts=rollouts)
-                if run.finite(step, sums, grad_norm, batch):
+                if run.finite(step, sums, grad_norm, v, batch):
                     before = flatten_params(params)  # [P]
                     optimizer.param_groups[0]["lr"] = learning_rate(step, cfg)
                     optimizer.step()

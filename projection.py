@@ -142,7 +142,7 @@ def project_cone(g: Tensor, J: Tensor, ridge: float = 1e-3, renorm: bool = True)
     zero = int((norms == 0).sum())
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
     b = (J @ g).double() * inverse  # [n] the cosines times |g|
-    if not torch.isfinite(b).all():  # also where it is a row alone: the caller stops at such a gradient
+    if not torch.isfinite(b).all():  # g, or a row alone: the caller stops at such a gradient
         return Projected(g + b.sum().to(g), 0.0, 0, zero, 0)
     if size == 0 or not (b > 0).any():
         return Projected(g.clone(), 0.0, 0, zero, 0)

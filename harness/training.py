@@ -156,20 +156,21 @@ class Training:
     def _extra(self) -> dict[str, Tensor]:
         return self.to_save | {"nonfinite": torch.tensor(self.nonfinite)}
 
-    def finite(self, step: int, sums: dict[str, float], grad_norm: float, batch: dict[str, Any]) -> bool:
-        """Whether the step may land. One whose loss, logprobs or gradient are not finite leaves its batch in the run folder.
+    def finite(self, step: int, sums: dict[str, float], grad_norm: float, v: Tensor | None, batch: dict[str, Any]) -> bool:
+        """Whether the step may land. One whose loss, logprobs, gradient or direction are not finite leaves its batch in the run
+        folder. v: what the step is projected on; the update may be, with a gradient that never met it.
 
         Raises Stopped at the (--skip-nonfinite + 1)-th of them."""
         self.landed = True  # also where it is left out: from here on this step is over
-        if math.isfinite(sums["loss"] + sums["abs_log_ratio"] + grad_norm):
+        if math.isfinite(sums["loss"] + sums["abs_log_ratio"] + grad_norm + (0.0 if v is None else v.sum().item())):
             return True
         self.nonfinite += 1
         rollouts = [asdict(r) for r in batch.pop("rollouts")]
         place = self.state.dump_batch(step, dict(sums=sums, grad_norm=grad_norm, **batch, rollouts=rollouts))
         if self.nonfinite > self.cfg.skip_nonfinite:
             raise Stopped(
-                f"loss, gradient or logprob of step {step} is not finite; its batch is in {place}, the step was not applied. "
-                f"To leave out up to k such steps: python grpo.py --resume {self.folder} --skip-nonfinite k"
+                f"loss, gradient, direction or logprob of step {step} is not finite; its batch is in {place}, the step was not "
+                f"applied. To leave out up to k such steps: python grpo.py --resume {self.folder} --skip-nonfinite k"
             )
         return False
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import grpo
 import vhack
@@ -105,6 +106,25 @@ def test_a_matched_control_removes_what_the_cone_would(kind, project_on, tmp_pat
     assert control["removed"] == pytest.approx(real["removed"], rel=1e-4) and real["removed"] > 1e-3
     assert control["cos_align"] == real["cos_align"] and control["cos_update"] != real["cos_update"]
     assert control["row_logodds"] == real["row_logodds"]
+
+
+@pytest.mark.parametrize("project_on", ["gradient", "update"])
+def test_a_step_with_a_row_that_is_not_finite_is_left_out(project_on, tmp_path, monkeypatch):
+    """On the update too, where g is what it was: with such a row the parameters themselves would be numbers no more."""
+    made, steps = grpo.cone_rows, []
+
+    def broken(*args):
+        J, odds = made(*args)
+        if args[5] == 0:  # the step
+            J[0, 0] = math.nan
+        steps.append(args[5])
+        return J, odds
+
+    monkeypatch.setattr(grpo, "cone_rows", broken)
+    _, folder = run(tmp_path, arm="cone", cone_n=4, batch=16, project_on=project_on, skip_nonfinite=1, warmup=0)
+    assert steps == [0, 1] and (folder / "nonfinite-step-000000.json").exists()
+    kept = load_file(folder / "checkpoints" / "step-000002.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in kept.items() if name.startswith("param."))
 
 
 def test_several_loopholes_in_one_run(tmp_path):
