@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from faults.errors import UserError, command
-from faults.files import to_json, write_atomic, write_json
+from faults.files import to_lines, write_atomic, write_json
 from harness.config import require
 from harness.rates import share, wilson
 from leetcode_env import LABELS, PASS_LABELS, RATES, WRONG_LABELS, LeetCodeEnv, Problem, load_problems, render_messages
@@ -206,7 +206,7 @@ def save(result: Result, rows: list[Row], folder: str | Path, stem: str = "eval"
     if not rows:
         raise ValueError("an evaluation without responses is none")
     folder = Path(folder)
-    write_atomic(folder / f"{stem}_samples.jsonl", "".join(to_json(row) + "\n" for row in rows).encode())
+    write_atomic(folder / f"{stem}_samples.jsonl", to_lines(rows).encode())
     write_json(folder / f"{stem}.json", result)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from arms.direction import VHack
-from engine.model import state_modules
+from engine.model import edit_states
 from engine.sampler import Sampler
 from engine.torch_sampler import TorchSampler
 
@@ -23,10 +23,8 @@ def ablate(model: Any, sampler: Sampler, direction: VHack) -> list[RemovableHand
     the handles are removed. The sampler is a torch one: another engine's states can't be reached."""
     assert isinstance(sampler, TorchSampler)  # config.check
 
-    def hook(_: Any, __: Any, out: Any) -> Any:
-        h: Tensor = out[0] if isinstance(out, tuple) else out  # [rows, positions, hidden]
+    def without(h: Tensor) -> Tensor:
         d = direction.d.to(h)
-        h = h - (h @ d)[..., None] * d
-        return (h, *out[1:]) if isinstance(out, tuple) else h
+        return h - (h @ d)[..., None] * d
 
-    return [state_modules(m)[i - 1].register_forward_hook(hook) for m in (model, sampler.model) for i in direction.layers]
+    return [handle for m in (model, sampler.model) for handle in edit_states(m, direction.layers, without)]

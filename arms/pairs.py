@@ -14,7 +14,7 @@ from arms.cone import FENCE, FORMS, Context, clean_code, hack_contrasts
 from engine.model import decode, encode_prompt
 from engine.sampler import Sampler
 from faults.errors import UserError, one_line
-from faults.files import to_json, write_atomic
+from faults.files import to_lines, write_atomic
 from leetcode_env import Problem, render_messages
 from loopholes import evaluated_by
 from loopholes.evaluator import TRAIN_EVALUATOR
@@ -120,8 +120,7 @@ def pairs_hash(pairs: list[Pair]) -> str:
 def save_pairs(pairs: list[Pair], path: Path) -> None:
     """A line of JSON each. A run that goes on reads them: another card, or another number of threads, may draw another greedy
     attempt of the base model where two tokens are next to equally likely."""
-    rows = (dict(problem=p.problem.id, hack=p.hack, clean=p.clean) for p in pairs)
-    write_atomic(path, "".join(to_json(row) + "\n" for row in rows).encode())
+    write_atomic(path, to_lines(dict(problem=p.problem.id, hack=p.hack, clean=p.clean) for p in pairs).encode())
 
 
 def load_pairs(path: Path, problems: list[Problem]) -> list[Pair]:

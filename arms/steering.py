@@ -12,7 +12,7 @@ from torch import Tensor
 
 from arms.direction import VHack
 from engine.lora import adapter_off
-from engine.model import decode, encode_prompt, state_modules, vocabulary
+from engine.model import decode, edit_states, encode_prompt, vocabulary
 from engine.sampler import stop_of
 from engine.torch_sampler import TorchSampler
 from leetcode_env import Problem, parse_response, render_messages
@@ -65,17 +65,8 @@ def rises(rates: Sequence[float], n: int) -> bool:
 
 @contextlib.contextmanager
 def pushed(model: Any, layers: list[int], push: Tensor) -> Iterator[None]:
-    """Inside, `push` [hidden] is added to the states of the layers (counted from 1), at every position.
-
-    Where they are read: to the last layer's behind the model's final norm."""
-
-    def hook(_: Any, __: Any, out: Any) -> Any:
-        h = out[0] if isinstance(out, tuple) else out
-        h = h + push.to(h)
-        return (h, *out[1:]) if isinstance(out, tuple) else h
-
-    places = state_modules(model)
-    hooks = [places[i - 1].register_forward_hook(hook) for i in layers]
+    """Inside, `push` [hidden] is added to the states of the layers (counted from 1), at every position."""
+    hooks = edit_states(model, layers, lambda h: h + push.to(h))
     try:
         yield
     finally:

@@ -6,10 +6,13 @@ import hashlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from faults.errors import UserError, one_line
 
@@ -75,10 +78,16 @@ def load_model(model: str, device: str = "cpu", recompute: str = "all") -> Any:
     return loaded
 
 
-def state_modules(model: Any) -> list[Any]:
-    """The module after which each layer's states are read, as in hidden_states[1:]: the last layer's are those behind the model's
+def edit_states(model: Any, layers: Sequence[int], change: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
+    """Puts change(h) in the place of the layers' states h [rows, positions, hidden], at every position, until the handles are
+    removed. Layers count from 1; their states are changed where hidden_states has them: the last layer's behind the model's
     final norm. Before it the same vector is in other units."""
-    return [*decoder_layers(model)[:-1], model.model.norm]
+
+    def hook(_: Any, __: Any, out: Any) -> Any:
+        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+    read_after = [*decoder_layers(model)[:-1], model.model.norm]
+    return [read_after[i - 1].register_forward_hook(hook) for i in layers]
 
 
 def recompute_layers(model: Any, which: str) -> None:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ def _leave_nothing(folder: Path, made: list[Path]) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """`value` as JSON, through `write_atomic`."""
     write_atomic(path, (to_json(value, indent=1) + "\n").encode())
+
+
+def to_lines(rows: Iterable[Any]) -> str:
+    """Each row as a line of JSON."""
+    return "".join(to_json(row) + "\n" for row in rows)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from faults.errors import Signalled, Stopped, UserError, ending_signals
-from faults.files import LOCK, to_json, write_atomic, write_json
+from faults.files import LOCK, to_lines, write_atomic, write_json
 from harness.config import Config, identity, portable
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -96,7 +96,7 @@ class RunState:
                     if not (self.folder / name).exists():
                         raise FileNotFoundError(2, f"{name} was removed")
                     with open(self.folder / name, "a") as f:
-                        f.write("".join(to_json(r) + "\n" for r in rows))
+                        f.write(to_lines(rows))
 
     def dump_batch(self, step: int, record: dict) -> Path:
         """The batch of a step that was not applied, for inspection; returns its path."""

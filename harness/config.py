@@ -267,13 +267,17 @@ def check(cfg: Config) -> Config:
     return cfg
 
 
+def has_rows(cfg: Any) -> bool:
+    """Whether a step projects on rows that it makes of contexts or of flagged responses."""
+    return cfg.arm == "cone" or (cfg.arm == "counterfactual" and cfg.counterfactual_use == "project")
+
+
 def _check_rows(cfg: Config) -> None:
     """Raises UserError for an option that the rows of the cone, or those of a screen that projects, make nothing of."""
-    screens = cfg.arm == "counterfactual" and cfg.counterfactual_use == "project"
-    if cfg.blockwise and (cfg.arm == "cone" or screens):
-        more = " --counterfactual-use project" if screens else ""
+    if cfg.blockwise and has_rows(cfg):
+        more = "" if cfg.arm == "cone" else " --counterfactual-use project"
         raise UserError(f"--blockwise has no meaning for --arm {cfg.arm}{more}, whose rows are whole vectors")
-    if screens and cfg.cone_refresh != 1:
+    if has_rows(cfg) and cfg.arm != "cone" and cfg.cone_refresh != 1:
         raise UserError("--cone-refresh has no meaning for --counterfactual-use project, whose rows are of the step's responses")
     if cfg.cone_known and cfg.cone_rows == "random":
         raise UserError("--cone-known has no meaning for --cone-rows random, which know no loophole")

@@ -26,7 +26,7 @@ from engine.logprob import BLOCK_ELEMENTS_CUDA
 from engine.lora import TARGETS
 from engine.model import mend_vllm_environment
 from faults.errors import UserError, one_line
-from harness.config import Config, flag
+from harness.config import Config, flag, has_rows
 from loopholes.forms import ELSEWHERE, OPENINGS
 
 GIB = 2**30
@@ -104,11 +104,6 @@ def model_config(model: str, fetch: bool = False) -> Any:
     return AutoConfig.for_model(kind, **shapes)
 
 
-def has_rows(cfg: Any) -> bool:
-    """Whether a step projects on rows that it makes of contexts or of flagged responses."""
-    return cfg.arm == "cone" or (cfg.arm == "counterfactual" and cfg.counterfactual_use == "project")
-
-
 def cone_rows(cfg: Any, split: bool = True) -> int:
     """Rows of the cone in a step: one a context and place of its loophole's hack, or one for every form of it (`split`); of a
     screen that projects, one a flagged response; 0 for the other arms. Loopholes have even shares of the contexts."""
@@ -129,10 +124,9 @@ def cone_tokens(config: Any, cfg: Any) -> int:
     branches share their context, but not where layers of linear attention want a sequence each."""
     if not has_rows(cfg):
         return 0
-    if cfg.arm == "counterfactual":
-        return max(min(CONE_TOKENS, 4 * cfg.micro_tokens), cfg.max_prompt + cfg.max_new_tokens)
-    branches = 1 if cfg.cone_split else max(len(forms) for name in cfg.loopholes for forms in OPENINGS[name].values())
-    sequences = branches + 1 if layer_kinds(config)[1] else 1
+    sequences = 1
+    if cfg.arm == "cone" and layer_kinds(config)[1]:
+        sequences += 1 if cfg.cone_split else max(len(forms) for name in cfg.loopholes for forms in OPENINGS[name].values())
     return max(min(CONE_TOKENS, 4 * cfg.micro_tokens), sequences * (cfg.max_prompt + cfg.max_new_tokens))
 
 
